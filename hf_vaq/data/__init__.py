@@ -1,0 +1,33 @@
+"""Image classification data: loading and checking, label matching, augmentation, and a reproducible torch dataset."""
+
+from .dataset import ImageClassificationDataset, ImageDecodeError, SetEpochCallback
+from .digits import load_digits
+from .labels import dataset_label_names, model_labels
+from .loading import held_out_split, load_dataset, prepare_columns, select_split
+from .transforms import (
+    Augmentation,
+    InputFormat,
+    check_input_format,
+    evaluation_transform,
+    input_format,
+    training_transform,
+)
+
+__all__ = [
+    "Augmentation",
+    "ImageClassificationDataset",
+    "ImageDecodeError",
+    "InputFormat",
+    "SetEpochCallback",
+    "check_input_format",
+    "dataset_label_names",
+    "evaluation_transform",
+    "held_out_split",
+    "input_format",
+    "load_dataset",
+    "load_digits",
+    "model_labels",
+    "prepare_columns",
+    "select_split",
+    "training_transform",
+]

@@ -1,0 +1,132 @@
+"""Find a data set by name, folder or file, and check what a training run needs of it before any work is done."""
+
+from pathlib import Path
+
+import datasets
+import pyarrow.types
+
+from .digits import load_digits
+
+DIGITS = "digits"
+
+
+def load_dataset(name: str | Path, config: str | None = None) -> datasets.DatasetDict:
+    """Return all splits of a data set.
+
+    Args:
+        name: "digits" (bundled), a local Parquet file, a local folder (Parquet files named after their splits, an
+            image folder with one folder a class, or what `save_to_disk` wrote), or the id of a data set on the Hub.
+        config: name of the configuration where the data set has several.
+
+    Raises:
+        ValueError: nothing is found under the name; the message says what was tried.
+    """
+    path = Path(name).expanduser()
+    if str(name) == DIGITS:
+        return load_digits()
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise ValueError(
+                f"dataset is the file {str(path)!r}; accepted: a .parquet file, a folder, {DIGITS!r} or a Hub id."
+            )
+        return datasets.load_dataset("parquet", data_files={"train": str(path)})
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        saved = datasets.load_from_disk(str(path))
+        return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
+    if not path.is_dir() and _is_path(str(name)):
+        raise ValueError(
+            f"dataset is {str(name)!r}, and there is no such folder or file; accepted: a local folder, a .parquet file, "
+            f"{DIGITS!r} or a Hub id such as 'uoft-cs/cifar10'."
+        )
+    try:
+        return datasets.load_dataset(str(path) if path.is_dir() else str(name), config)
+    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise ValueError(
+            f"dataset is {str(name)!r}: no local folder or file of that name, and as a Hub id it cannot be loaded: {error}"
+        ) from error
+
+
+def select_split(dataset: datasets.DatasetDict, split: str) -> datasets.Dataset:
+    """Return one split; slices such as "train[:500]" or "train[:10%]" are accepted, as in the datasets library.
+
+    Raises:
+        ValueError: the split does not exist (the message names those that do), or it holds no row.
+    """
+    available = ", ".join(dataset)
+    name = split.split("[")[0]
+    if name not in dataset:
+        raise ValueError(f"split is {split!r}; the data set has: {available}.")
+    try:
+        spec = datasets.ReadInstruction.from_spec(split)
+        (part,) = spec.to_absolute({key: len(rows) for key, rows in dataset.items()})
+    except (ValueError, AssertionError) as error:
+        raise ValueError(
+            f"split is {split!r}; accepted: a name or a slice such as '{name}[:100]' ({error})."
+        ) from error
+    rows = dataset[name]
+    if (part.from_, part.to) not in ((None, None), (0, len(rows))):
+        rows = rows.select(range(part.from_ or 0, len(rows) if part.to is None else part.to))
+    if len(rows) == 0:
+        raise ValueError(f"split {split!r} is empty: it holds 0 of the {len(dataset[name])} rows of {name!r}.")
+    return rows
+
+
+def held_out_split(dataset: datasets.DatasetDict) -> str:
+    """Return the name of the split to evaluate on where none is given: validation, valid, val or test, if present.
+
+    Raises:
+        ValueError: the data set has none of them.
+    """
+    for name in ("validation", "valid", "val", "test"):
+        if name in dataset:
+            return name
+    raise ValueError(
+        f"The data set has no validation or test split (it has: {', '.join(dataset)}); name the split to evaluate on, "
+        "for instance eval_split 'train[80%:]' with train_split 'train[:80%]'."
+    )
+
+
+def prepare_columns(split: datasets.Dataset, image_column: str, label_column: str) -> datasets.Dataset:
+    """Check that both columns exist and that the first one holds images, and return the split with just those two.
+
+    Raises:
+        ValueError: a column is missing (the message names those there are) or holds no images.
+    """
+    for field, column in (("image_column", image_column), ("label_column", label_column)):
+        if column not in split.column_names:
+            raise ValueError(f"{field} is {column!r}; the data set has the columns: {', '.join(split.column_names)}.")
+    split = split.select_columns([image_column, label_column])
+    feature = split.features[image_column]
+    if not isinstance(feature, datasets.Image):
+        if not _can_hold_images(feature):
+            raise ValueError(
+                f"image_column is {image_column!r}, whose type is {_describe(feature)}; accepted: images, file names or "
+                "encoded bytes."
+            )
+        split = split.cast_column(image_column, datasets.Image())
+    return split
+
+
+def _is_path(name: str) -> bool:
+    """Tell a path from a Hub id, which is `name` or `owner/name`."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix != ""
+
+
+def _can_hold_images(feature: object) -> bool:
+    """Accept what `datasets.Image` can be cast from: paths, bytes, or both as a struct."""
+    if isinstance(feature, datasets.Value):
+        storage = feature.pa_type
+        return any(
+            test(storage)
+            for test in (
+                pyarrow.types.is_string,
+                pyarrow.types.is_large_string,
+                pyarrow.types.is_binary,
+                pyarrow.types.is_large_binary,
+            )
+        )
+    return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+
+
+def _describe(feature: object) -> str:
+    return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
