@@ -21,7 +21,7 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
 
     With `seed=None` (evaluation) the transform runs as it is. With a seed (training) the transform of item i in epoch
     e draws from a generator seeded by (seed, e, i) and from nothing else: the result depends neither on the number of
-    workers or processes nor on where a run was interrupted and resumed, and torch's global generator is left as it was.
+    workers or processes nor on where a run was interrupted and resumed. torch's global generator stays as it was.
 
     Args:
         split: a `datasets.Dataset` whose `image_column` has the feature `datasets.Image`.

@@ -71,9 +71,9 @@ def _indices_by_name(names: list[str], id2label: Mapping[int, str], label_column
     unknown = [name for name, index in zip(names, found, strict=True) if index is None]
     if unknown:
         raise ValueError(
-            f"label_column {label_column!r} has labels that the model does not know: {_some(unknown)}. The model's labels "
-            f"are {_some(model_names)}. Accepted: a column with the model's label names, or one with its class indices as "
-            "plain integers."
+            f"label_column {label_column!r} has labels that the model does not know: {_some(unknown)}. The model's "
+            f"labels are {_some(model_names)}. Accepted: a column with the model's label names, or one with its class "
+            "indices as plain integers."
         )
     return np.asarray(found, dtype=np.int64)
 
