@@ -35,14 +35,15 @@ def load_dataset(name: str | Path, config: str | None = None) -> datasets.Datase
         return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
     if not path.is_dir() and _is_path(str(name)):
         raise ValueError(
-            f"dataset is {str(name)!r}, and there is no such folder or file; accepted: a local folder, a .parquet file, "
-            f"{DIGITS!r} or a Hub id such as 'uoft-cs/cifar10'."
+            f"dataset is {str(name)!r}, and there is no such folder or file; accepted: a local folder, a .parquet "
+            f"file, {DIGITS!r} or a Hub id such as 'uoft-cs/cifar10'."
         )
     try:
         return datasets.load_dataset(str(path) if path.is_dir() else str(name), config)
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(
-            f"dataset is {str(name)!r}: no local folder or file of that name, and as a Hub id it cannot be loaded: {error}"
+            f"dataset is {str(name)!r}: no local folder or file of that name, and as a Hub id it cannot be loaded: "
+            f"{error}"
         ) from error
 
 
@@ -100,8 +101,8 @@ def prepare_columns(split: datasets.Dataset, image_column: str, label_column: st
     if not isinstance(feature, datasets.Image):
         if not _can_hold_images(feature):
             raise ValueError(
-                f"image_column is {image_column!r}, whose type is {_describe(feature)}; accepted: images, file names or "
-                "encoded bytes."
+                f"image_column is {image_column!r}, whose type is {_describe(feature)}; accepted: images, file names "
+                "or encoded bytes."
             )
         split = split.cast_column(image_column, datasets.Image())
     return split

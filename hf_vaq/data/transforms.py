@@ -77,8 +77,8 @@ def input_format(image_processor: Any) -> InputFormat:
     height, width = size.get("height", side), size.get("width", side)
     if height is None or width is None:
         raise ValueError(
-            f"{type(image_processor).__name__} has size {size or None}; accepted: a size with height and width, or with "
-            "shortest_edge."
+            f"{type(image_processor).__name__} has size {size or None}; accepted: a size with height and width, or "
+            "with shortest_edge."
         )
     normalises = bool(getattr(image_processor, "do_normalize", False))
     resample = getattr(image_processor, "resample", None)
@@ -117,9 +117,9 @@ def check_input_format(image_processor: Any, model_config: Any) -> None:
 
 
 def training_transform(image_processor: Any, augmentation: Augmentation) -> ImageTransform:
-    """Return a random map from an RGB PIL image to a float32 tensor (3, height, width), normalised as the processor does.
+    """Return a random map from an RGB PIL image to a float32 tensor (3, height, width).
 
-    It draws from torch's global generator only, so a seed fixes its result.
+    Size, interpolation and normalisation are those of the image processor. It draws from torch's global generator only, so a seed fixes its result.
     """
     target = input_format(image_processor)
     interpolation = _INTERPOLATION[target.resample]
