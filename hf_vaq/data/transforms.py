@@ -119,7 +119,8 @@ def check_input_format(image_processor: Any, model_config: Any) -> None:
 def training_transform(image_processor: Any, augmentation: Augmentation) -> ImageTransform:
     """Return a random map from an RGB PIL image to a float32 tensor (3, height, width).
 
-    Size, interpolation and normalisation are those of the image processor. It draws from torch's global generator only, so a seed fixes its result.
+    Size, interpolation and normalisation are those of the image processor. It draws from torch's global generator
+    only, so a seed fixes its result.
     """
     target = input_format(image_processor)
     interpolation = _INTERPOLATION[target.resample]
