@@ -1,0 +1,48 @@
+"""The few facts that differ between model families, or that all of them share."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+SUPPORTED = ("beit", "deit", "dinov2", "swin", "vit")
+"""Values of `config.model_type` whose attention can be quantized; each is tested."""
+
+# Sets of layers inside one module that all read the module's own input: it is quantized once, for all of them.
+SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+# Projections whose rows or columns belong to attention heads, and the dimension of the weight that the heads divide.
+HEAD_DIMENSION = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
+# The second MLP layer reads GELU's output: bounded below, long above, so unsigned codes with an offset suit it.
+AFTER_GELU = ("fc2",)
+BLOCK_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")
+
+
+def check_supported(model: PreTrainedModel, quantize_attention: bool) -> None:
+    """Refuse an architecture whose attention cannot be quantized.
+
+    Raises:
+        ValueError: naming the architecture, the supported ones and the way out.
+    """
+    model_type = model.config.model_type
+    if quantize_attention and model_type not in SUPPORTED:
+        raise ValueError(
+            f"{type(model).__name__} (model_type {model_type!r}) is not supported; quantized attention is known for"
+            f" {', '.join(SUPPORTED)}. QuantConfig(quantize_attention=False) quantizes the linear layers of any model."
+        )
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether `module` is self-attention in the form that all supported families share."""
+    return all(isinstance(getattr(module, name, None), nn.Linear) for name in HEAD_DIMENSION)
+
+
+def is_edge(model: PreTrainedModel, name: str) -> bool:
+    """Whether the layer `name` is not a layer of a transformer block: first, last, or between the stages of Swin."""
+    if model.config.model_type in SUPPORTED:
+        return name.rpartition(".")[2] not in BLOCK_LINEARS
+    return bool(model.base_model_prefix) and not name.startswith(f"{model.base_model_prefix}.")
+
+
+def is_patch_embedding(name: str) -> bool:
+    """Whether the convolution `name` cuts the image into patches: the first layer."""
+    return name.endswith("patch_embeddings.projection")

@@ -1,0 +1,97 @@
+"""Replace the layers of a stock model by quantized ones, as a plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..config import QuantConfig
+from ..nn import (
+    ActivationQuantizer,
+    PackedActivationQuantizer,
+    PackedConv2d,
+    PackedLinear,
+    QuantConv2d,
+    QuantLinear,
+    WeightQuantizer,
+)
+from ..nn.attention import quantize_shared_input
+from ..nn.packed import PackedWeight
+from .plan import ActivationSpec, Plan, WeightSpec
+
+ActivationFactory = Callable[[ActivationSpec], nn.Module]
+
+
+def inject(model: PreTrainedModel, plan: Plan, config: QuantConfig) -> None:
+    """Put quantizers and quantized layers into `model`, in the form, training or packed, that `config.packed` says.
+
+    Weights and biases are taken over as they are, on whatever device (the meta device while a checkpoint is being
+    loaded). Packed layers are only made where there is nothing to take over: on the meta device.
+    """
+    make = _packed_activation if config.packed else _training_activation(config)
+    for name in plan.weights | plan.inputs:
+        layer = model.get_submodule(name)
+        if config.packed and name in plan.weights:
+            quantized = _packed_layer(layer, plan.weights[name])
+        else:
+            quantized = _training_layer(layer, plan.weights.get(name), config)
+        if name in plan.inputs:
+            quantized.input_quantizer = _on_device_of(layer.weight, make, plan.inputs[name])
+        model.set_submodule(name, quantized)
+    for name, spec in plan.shared_inputs.items():
+        module = model.get_submodule(name)
+        module.input_quantizer = _on_device_of(next(module.parameters()), make, spec)
+        module.register_forward_pre_hook(quantize_shared_input, with_kwargs=True)
+    for name, specs in plan.attention.items():
+        attention = model.get_submodule(name)
+        device_like = next(attention.parameters())
+        attention.attention_quantizers = nn.ModuleDict(
+            {tensor: _on_device_of(device_like, make, spec) for tensor, spec in specs.items()}
+        )
+
+
+def _on_device_of(parameter: torch.Tensor, make: ActivationFactory, spec: ActivationSpec) -> nn.Module:
+    with torch.device(parameter.device):
+        return make(spec)
+
+
+def _training_activation(config: QuantConfig) -> ActivationFactory:
+    def make(spec: ActivationSpec) -> nn.Module:
+        return ActivationQuantizer(spec.bits, spec.groups, spec.signed, spec.with_offset, config.scale_gradient)
+
+    return make
+
+
+def _packed_activation(spec: ActivationSpec) -> nn.Module:
+    return PackedActivationQuantizer(spec.bits, spec.groups, spec.signed, spec.with_offset)
+
+
+def _training_layer(layer: nn.Linear | nn.Conv2d, spec: WeightSpec | None, config: QuantConfig) -> nn.Module:
+    with torch.device("meta"):  # the parameters are replaced at once
+        if isinstance(layer, nn.Linear):
+            quantized = QuantLinear(layer.in_features, layer.out_features, layer.bias is not None)
+        else:
+            geometry = _geometry(layer)
+            shape = (layer.in_channels, layer.out_channels, layer.kernel_size)
+            quantized = QuantConv2d(*shape, bias=layer.bias is not None, padding_mode=layer.padding_mode, **geometry)
+    quantized.weight, quantized.bias = layer.weight, layer.bias
+    if spec is not None:
+        learned = config.weight_scale == "learned"
+        with torch.device(layer.weight.device):
+            quantized.weight_quantizer = WeightQuantizer(spec.bits, spec.groups, learned, config.scale_gradient)
+    return quantized.train(layer.training)
+
+
+def _packed_layer(layer: nn.Linear | nn.Conv2d, spec: WeightSpec) -> PackedWeight:
+    arguments = (tuple(layer.weight.shape), spec.bits, spec.groups, layer.bias is not None, layer.weight.dtype)
+    with torch.device("meta"):
+        if isinstance(layer, nn.Linear):
+            return PackedLinear(*arguments)
+        return PackedConv2d(*arguments, geometry=_geometry(layer))
+
+
+def _geometry(layer: nn.Conv2d) -> dict:
+    return {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}

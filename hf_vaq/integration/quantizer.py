@@ -1,0 +1,119 @@
+"""The quantizer that `from_pretrained` and `save_pretrained` call."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import eager_mask
+from transformers.quantizers import HfQuantizer, register_quantizer
+
+from ..config import QUANT_METHOD, QuantConfig
+from ..nn import ActivationQuantizer, WeightQuantizer, quantizer_parameter_names, weight_quantized_modules
+from ..nn.attention import quantized_attention
+from .checkpoint import check_finite, check_packed_files
+from .injection import inject
+from .plan import plan_quantization
+
+ATTENTION = QUANT_METHOD
+AttentionInterface.register(ATTENTION, quantized_attention)
+# Without a mask function of the same name transformers drops a user's attention mask.
+AttentionMaskInterface.register(ATTENTION, eager_mask)
+
+
+@register_quantizer(QUANT_METHOD)
+class VaqQuantizer(HfQuantizer):
+    """Loads full-precision checkpoints into quantized models, and both forms of quantized checkpoints."""
+
+    quantization_config: QuantConfig
+
+    def update_attn_implementation(self, config: PretrainedConfig) -> PretrainedConfig:
+        """Choose the attention function. It is not part of config.json, so it is chosen anew at every load."""
+        set_attention(config, self.quantization_config)
+        return config
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> PreTrainedModel:
+        config = self.quantization_config
+        if config.packed and not self.pre_quantized:
+            raise ValueError(
+                "QuantConfig.packed=True describes a checkpoint that holds packed codes; to quantize a full-precision"
+                " checkpoint, load it with packed=False and call hf_vaq.pack(model) when it is trained."
+            )
+        inject(model, plan_quantization(model, config), config)
+        if config.packed:
+            check_packed_files(model, checkpoint_files)
+        elif not self.pre_quantized:
+            # A full-precision checkpoint has no scales; they are initialised below, so nothing is worth a warning.
+            state = quantizer_parameter_names(model) | {
+                f"{name}.calibrated"
+                for name, module in model.named_modules()
+                if isinstance(module, ActivationQuantizer)
+            }
+            ignored = model._keys_to_ignore_on_load_missing or []
+            model._keys_to_ignore_on_load_missing = [*ignored, *(f"^{re.escape(name)}$" for name in sorted(state))]
+        return model
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if not self.pre_quantized:
+            initialize_quantizers(model)
+        check_finite(model)
+        keep_parameter_names(model)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Both forms are saved as they are in memory."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """The training form is; packed codes are not."""
+        return not self.quantization_config.packed
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """The Trainer asks this of quantized models."""
+        return self.is_trainable
+
+    @property
+    def is_compileable(self) -> bool:
+        """Nothing in the quantized modules stands in the way of `torch.compile`."""
+        return True
+
+
+def set_attention(model_config: PretrainedConfig, config: QuantConfig) -> None:
+    """Make attention modules call the quantized attention function, if `config` quantizes activations there."""
+    overrides = (config.module_overrides or {}).values()
+    any_bits = [config.activation_bits, *(fields.get("activation_bits") for fields in overrides)]
+    if config.quantize_attention and any(any_bits):
+        model_config._attn_implementation = ATTENTION
+
+
+@torch.no_grad()
+def initialize_quantizers(model: nn.Module) -> None:
+    """Set weight scales from the weights, and leave activation quantizers waiting for calibration.
+
+    Tensors that are in no checkpoint arrive uninitialised, so every one of them is written here.
+    """
+    for module in model.modules():
+        if isinstance(module, ActivationQuantizer):
+            module.log_scale.zero_()
+            module.calibrated.fill_(False)
+            if module.offset is not None:
+                module.offset.zero_()
+    for _, layer in weight_quantized_modules(model):
+        quantizer: WeightQuantizer = layer.weight_quantizer
+        quantizer.initialize(layer.weight)
+
+
+def keep_parameter_names(model: PreTrainedModel) -> None:
+    """Save parameters under the names they have in memory.
+
+    transformers would write the names of its older versions, but the Trainer reads checkpoints back without renaming
+    (transformers issue 43701), and would lose most of them. `from_pretrained` reads both.
+    """
+    model._weight_conversions = []

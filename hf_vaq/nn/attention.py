@@ -1,0 +1,58 @@
+"""Attention on quantized queries, keys, values and probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+QUANTIZED_TENSORS = ("query", "key", "value", "probabilities")
+
+
+def quantized_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention function in the form that transformers' attention interface calls.
+
+    Args:
+        module: the attention module; its `attention_quantizers`, if it has them, quantize the four tensors.
+        query: (batch, heads, tokens, head_dim); for Swin the batch counts windows.
+        key: as `query`.
+        value: as `query`.
+        attention_mask: added to the scores, broadcastable to (batch, heads, tokens, tokens); Swin's and BEiT's
+            relative position bias comes this way, with gradient.
+        scaling: factor on the scores; 1 / sqrt(head_dim) if not given.
+        dropout: probability of dropping an attention probability, in training.
+        **kwargs: what other attention functions need.
+
+    Returns:
+        Output, (batch, tokens, heads, head_dim), and quantized probabilities, (batch, heads, tokens, tokens).
+    """
+    quantizers = getattr(module, "attention_quantizers", None)
+
+    def quantized(name: str, x: Tensor) -> Tensor:
+        return quantizers[name](x) if quantizers is not None and name in quantizers else x
+
+    query, key, value = quantized("query", query), quantized("key", key), quantized("value", value)
+    scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities = quantized("probabilities", probabilities)
+    dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probabilities
+
+
+def quantize_shared_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Forward pre-hook: quantize the hidden states once, for all the layers of `module` that read them."""
+    if args:
+        return (module.input_quantizer(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": module.input_quantizer(kwargs["hidden_states"])}

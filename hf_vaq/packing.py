@@ -1,0 +1,82 @@
+"""From the training form of a model to the packed one."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from transformers import PreTrainedModel
+
+from .calibration import check_calibrated
+from .config import QuantConfig
+from .integration.in_memory import attach
+from .integration.quantizer import VaqQuantizer
+from .nn import (
+    ActivationQuantizer,
+    PackedActivationQuantizer,
+    PackedConv2d,
+    PackedLinear,
+    PackedWeight,
+    QuantConv2d,
+    QuantLinear,
+    WeightQuantizer,
+)
+
+
+@torch.no_grad()
+def pack(model: PreTrainedModel) -> PreTrainedModel:
+    """A packed copy of a trained, quantized model: dense integer codes and scales, no latent weights.
+
+    `model` itself is left as it is. The copy gives the same logits, is saved, pushed and loaded like any transformers
+    model, and cannot be trained.
+
+    Raises:
+        ValueError: if `model` is not quantized by hf_vaq, or is packed already.
+        hf_vaq.nn.UncalibratedError: if its activation scales were never set.
+    """
+    model = extract_model_from_parallel(model)
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, QuantConfig):
+        raise ValueError(
+            f"{type(model).__name__} is not quantized by hf_vaq: call hf_vaq.quantize(model, config) first."
+        )
+    if config.packed:
+        raise ValueError(f"this {type(model).__name__} is packed already.")
+    check_calibrated(model)
+    # Twins entered into the memo of deepcopy take the place of the originals, whose latent weights are never copied.
+    twins = {id(module): twin for module in model.modules() if (twin := _packed_twin(module)) is not None}
+    packed = copy.deepcopy(model, twins)
+    config = copy.deepcopy(config)
+    config.packed = True
+    attach(packed, VaqQuantizer(config, pre_quantized=True))
+    return packed.eval()
+
+
+def _packed_twin(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, ActivationQuantizer):
+        return PackedActivationQuantizer.from_training(module)
+    if isinstance(module, QuantLinear | QuantConv2d) and isinstance(module.weight_quantizer, WeightQuantizer):
+        return _packed_layer(module)
+    return None
+
+
+def _packed_layer(layer: QuantLinear | QuantConv2d) -> PackedWeight:
+    quantizer = layer.weight_quantizer
+    arguments = (
+        tuple(layer.weight.shape),
+        quantizer.bits,
+        quantizer.groups,
+        layer.bias is not None,
+        layer.weight.dtype,
+    )
+    if isinstance(layer, QuantLinear):
+        packed: PackedWeight = PackedLinear(*arguments)
+    else:
+        geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+        packed = PackedConv2d(*arguments, geometry=geometry)
+    packed.load(layer.weight, quantizer, layer.bias)
+    if layer.input_quantizer is not None:
+        packed.input_quantizer = PackedActivationQuantizer.from_training(layer.input_quantizer)
+    return packed
