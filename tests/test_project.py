@@ -49,7 +49,7 @@ def test_public_functions_are_typed_throughout(name):
 
 
 def test_no_file_names_a_path_of_some_machine():
-    folders = "home Users root work mnt scratch".split()
+    folders = ["home", "Users", "root", "work", "mnt", "scratch"]
     machine_path = re.compile(rf"(?<![\w.])/(?:{'|'.join(folders)})/\w")
     found = [
         f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
