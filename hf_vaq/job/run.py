@@ -1,0 +1,281 @@
+"""The main job: full-precision model, quantization, training, packing, and the evaluation of what was saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader
+from transformers import AutoModelForImageClassification, PreTrainedModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..calibration import calibrate
+from ..data import SetEpochCallback, check_input_format
+from ..evaluation import EvaluationResult, compute_metrics, evaluate_model, preprocess_logits_for_metrics
+from ..packing import pack
+from ..recipe import Recipe
+from ..recipe.arguments import SELF_TEACHER
+from ..training import VaqTrainer, VaqTrainingArguments
+from ..version import __version__
+from . import output
+from .data import Splits
+from .models import (
+    load_config,
+    load_image_processor,
+    load_model,
+    new_image_processor,
+    new_model_config,
+    saved_size,
+)
+from .report import ModelResult, RunResult, bits_name
+
+Report = Callable[[str], None]
+
+
+def run_recipe(recipe: Recipe, report: Report = lambda message: None) -> RunResult:
+    """Run a recipe from beginning to end and return what it measured.
+
+    The output folder then holds `recipe.yaml` (the recipe with its overrides), `float/` (where the recipe trained the
+    full-precision model), `trained/` (training form: latent weights), `packed/` and `results.json`; checkpoints of
+    the trainer lie beside them. With several processes every one of them calls this function; only the main one
+    writes, evaluates and reports, and all return the same result.
+
+    Args:
+        recipe: what to run, see `hf_vaq.recipe.load_recipe`.
+        report: receives a line at the start of every step.
+
+    Raises:
+        ValueError: bad input; as much as possible is checked before the first training step.
+    """
+    return _Run(recipe, report).run()
+
+
+class _Run:
+    """State of one run: what the steps hand to each other."""
+
+    def __init__(self, recipe: Recipe, report: Report):
+        self.recipe = recipe
+        self.training = recipe.training
+        self.folder = Path(recipe.training.output_dir)
+        self.state = PartialState()
+        self.report = report if self.state.is_main_process else lambda message: None
+        self.seconds: dict[str, float] = {}
+        self.resume = _is_resuming(recipe.training)
+
+    def run(self) -> RunResult:
+        started = time.perf_counter()
+        self._claim_output()
+        with self.state.local_main_process_first():
+            self.splits = Splits.load(self.recipe.data)
+        self._prepare_model()
+        with self._phase("full precision"):
+            start, float_result = self._full_precision()
+        with self._phase(self.bits):
+            model = self._train_quantized(start)
+        with self._phase("packing and evaluation"):
+            quantized_result = self._pack_and_evaluate(model)
+        self.seconds["total"] = time.perf_counter() - started
+        return self._finish(float_result, quantized_result)
+
+    @property
+    def bits(self) -> str:
+        return bits_name(self.recipe.quantization.weight_bits, self.recipe.quantization.activation_bits)
+
+    def _claim_output(self) -> None:
+        """Check and make the output folder on the main process; every process learns what came of it."""
+
+        def claim() -> None:
+            output.claim_output_folder(
+                self.folder, resume=self.resume, overwrite=self.recipe.output.overwrite_output_dir
+            )
+            output.write_text(self.folder / output.RECIPE, self.recipe.to_yaml())
+
+        self._on_main_process(claim)
+
+    def _prepare_model(self) -> None:
+        """Find config and image processor, and check the data against them before anything is trained."""
+        arguments = self.recipe.model
+        if arguments.model_config is not None:
+            self.config = new_model_config(arguments.model_config, self.splits.label_names())
+            self.processor = new_image_processor(self.config, arguments)
+        else:
+            self.config = load_config(arguments.model)
+            self.processor = load_image_processor(arguments.model)
+        check_input_format(self.processor, self.config)
+        id2label = self.config.id2label
+        self.train_set = self.splits.training_set(id2label, self.processor, self.training.seed)
+        self.evaluation_set = self.splits.evaluation_set(id2label, self.processor)
+        self.report(
+            f"{len(self.train_set)} training and {len(self.evaluation_set)} held-out images, {len(id2label)} classes"
+        )
+
+    def _full_precision(self) -> tuple[str | Path, ModelResult | None]:
+        """Return where the full-precision model lies, and its result (on the main process)."""
+        if self.recipe.model.model is not None:
+            start: str | Path = self.recipe.model.model
+        else:
+            start = self.folder / output.FLOAT
+            if not start.is_dir():
+                self._train_full_precision(start)
+            self.state.wait_for_everyone()
+
+        def evaluate() -> ModelResult:
+            model = load_model(start)
+            result = ModelResult.of(self._evaluate(model, "full precision"), saved_size(model))
+            self.report(f"full precision: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %")
+            return result
+
+        return start, self._on_main_process(evaluate)
+
+    def _train_full_precision(self, folder: Path) -> None:
+        arguments = self.recipe.float_training_arguments(self.folder / output.FLOAT_CHECKPOINTS)
+        self.report(f"training the full-precision model for {arguments.num_train_epochs:g} epochs")
+        set_seed(arguments.seed)
+        model = AutoModelForImageClassification.from_config(self.config)
+        trainer = self._trainer(model, arguments, teacher=None)
+        checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+        trainer.train(resume_from_checkpoint=checkpoint if self.resume else None)
+        self._save(trainer.model, folder)
+
+    def _train_quantized(self, start: str | Path) -> PreTrainedModel:
+        """Quantize, calibrate, train and save the training form."""
+        arguments = self.training
+        set_seed(arguments.seed)
+        config = self.recipe.quantization.config()
+        model = load_model(start, quantization_config=config)
+        self._calibrate(model)
+        if arguments.max_steps > 0 or arguments.num_train_epochs > 0:
+            length = (
+                f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
+            )
+            self.report(f"training the {self.bits} model for {length}")
+            trainer = self._trainer(model, arguments, teacher=self._teacher(start))
+            trainer.train(resume_from_checkpoint=self._checkpoint())
+            model = trainer.model
+        self._save(model, self.folder / output.TRAINED)
+        return model
+
+    def _teacher(self, start: str | Path) -> str | None:
+        teacher = self.recipe.model.teacher
+        return str(start) if teacher == SELF_TEACHER else teacher
+
+    def _calibrate(self, model: PreTrainedModel) -> None:
+        """Set the activation scales before the model is wrapped for several processes; they become equal on all."""
+        batch_size = self.training.per_device_eval_batch_size
+        size = self.training.calibration_batches * batch_size
+        if self.recipe.quantization.activation_bits is None and self.recipe.quantization.edge_bits is None:
+            return
+        self.report(f"calibrating activations on {min(size, len(self.train_set))} training images")
+        images = self.splits.calibration_set(
+            model.config.id2label, self.processor, size, self.state.process_index, self.state.num_processes
+        )
+        model.to(self.state.device)
+        calibrate(model, DataLoader(images, batch_size=batch_size))
+
+    def _trainer(self, model: PreTrainedModel, arguments: VaqTrainingArguments, teacher: Any) -> VaqTrainer:
+        return VaqTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=self.train_set,
+            eval_dataset=self.evaluation_set,
+            processing_class=self.processor,
+            teacher=teacher,
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            callbacks=[SetEpochCallback()],
+        )
+
+    def _checkpoint(self) -> str | None:
+        """Return the checkpoint of the quantized phase to resume from, if any."""
+        if not self.resume:
+            return None
+        given = str(self.training.resume_from_checkpoint)
+        return get_last_checkpoint(str(self.folder)) if given.lower() == "true" else given
+
+    def _pack_and_evaluate(self, model: PreTrainedModel) -> ModelResult | None:
+        folder = self.folder / output.PACKED
+
+        def pack_and_evaluate() -> ModelResult:
+            self.report(f"packing to {folder}, loading it back and evaluating")
+            self._write_model(pack(model), folder)
+            packed = load_model(folder)
+            result = ModelResult.of(self._evaluate(packed, f"{self.bits}, packed"), output.weights_size(folder))
+            self.report(f"{self.bits}, packed: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %")
+            return result
+
+        return self._on_main_process(pack_and_evaluate)
+
+    def _evaluate(self, model: PreTrainedModel, description: str) -> EvaluationResult:
+        return evaluate_model(
+            model,
+            self.evaluation_set,
+            batch_size=self.training.per_device_eval_batch_size,
+            device=self.state.device,
+            num_workers=self.training.dataloader_num_workers,
+            progress=not self.training.disable_tqdm,
+            description=f"evaluating {description}",
+        )
+
+    def _save(self, model: PreTrainedModel, folder: Path) -> None:
+        self._on_main_process(lambda: self._write_model(model, folder))
+
+    def _write_model(self, model: PreTrainedModel, folder: Path) -> None:
+        with output.new_folder(folder, replace=True) as partial:
+            model.save_pretrained(partial)
+            self.processor.save_pretrained(partial)
+
+    def _finish(self, float_result: ModelResult, quantized_result: ModelResult) -> RunResult:
+        result = RunResult(
+            recipe=self.recipe.name,
+            bits=self.bits,
+            seed=self.training.seed,
+            dataset=self.recipe.data.dataset,
+            split=self.splits.held_out_name,
+            full_precision=float_result,
+            quantized=quantized_result,
+            difference=quantized_result.top1 - float_result.top1,
+            seconds={name: round(value, 2) for name, value in self.seconds.items()},
+            versions={
+                "hf_vaq": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+        )
+        self._on_main_process(lambda: output.write_json(self.folder / output.RESULTS, dataclasses.asdict(result)))
+        return result
+
+    def _on_main_process(self, work: Callable[[], Any]) -> Any:
+        """Do `work` on the main process; its result, or its error, reaches every process."""
+        message: list[Any] = [None, None]
+        if self.state.is_main_process:
+            try:
+                message[0] = work()
+            except (ValueError, OSError) as error:
+                if self.state.num_processes == 1:
+                    raise
+                message[1] = str(error)
+        broadcast_object_list(message)
+        if message[1] is not None:
+            raise ValueError(message[1])
+        return message[0]
+
+    @contextmanager
+    def _phase(self, name: str):
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+
+def _is_resuming(arguments: VaqTrainingArguments) -> bool:
+    given = arguments.resume_from_checkpoint
+    return given is not None and str(given).lower() not in ("false", "no")
