@@ -13,6 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from .levels import integer_range
 
+CPU_BLOCK = 1 << 18
+"""Weights handled at once on the CPU: their intermediate values then stay in the cache (twice as fast)."""
+
 
 def bin_regularizer(weights: Sequence[Tensor], scales: Sequence[Tensor], bits: Sequence[int]) -> Tensor:
     """Sum over tensors of mean((w_clip - w_q)^2) + sum over bins of the variance of the weights in that bin.
@@ -30,9 +33,9 @@ def bin_regularizer(weights: Sequence[Tensor], scales: Sequence[Tensor], bits: S
     summed, over the groups: summed it would grow with their number, and the weight lambda of the regularizer would
     have to be searched again for every granularity. The first term is a mean over groups already.
 
-    All tensors are handled in one pass over their concatenated values. Sums are kept in float64 (float32 on MPS, which
-    has none) and the variance is taken in two passes, so that bins of millions of weights lose no digits. On the CPU
-    the result is the same in every run.
+    All tensors are handled in one pass over their concatenated values (on the CPU in blocks of whole tensors of about
+    `CPU_BLOCK` weights). Sums are kept in float64 (float32 on MPS, which has none) and the variance is taken in two
+    passes, so that bins of millions of weights lose no digits. On the CPU the result is the same in every run.
 
     Args:
         weights: latent weights per tensor, (groups, weights per group); other numbers for every tensor are fine.
@@ -58,7 +61,27 @@ def bin_regularizer(weights: Sequence[Tensor], scales: Sequence[Tensor], bits: S
             )
     if not weights:
         return torch.zeros(())
-    return _BinRegularizer.apply(tuple(scale.detach() for scale in scales), tuple(bits), *weights)
+    limit = CPU_BLOCK if weights[0].device.type == "cpu" else None
+    terms = [
+        _BinRegularizer.apply(
+            [scales[i].detach() for i in block], [bits[i] for i in block], *[weights[i] for i in block]
+        )
+        for block in _blocks([weight.numel() for weight in weights], limit)
+    ]
+    return torch.stack(terms).sum()
+
+
+def _blocks(sizes: list[int], limit: int | None) -> list[list[int]]:
+    """Consecutive indices in blocks whose sizes add up to at most `limit`, or that are one tensor."""
+    blocks: list[list[int]] = [[]]
+    total = 0
+    for i, size in enumerate(sizes):
+        if limit is not None and blocks[-1] and total + size > limit:
+            blocks.append([])
+            total = 0
+        blocks[-1].append(i)
+        total += size
+    return blocks
 
 
 class _BinRegularizer(torch.autograd.Function):
@@ -70,25 +93,25 @@ class _BinRegularizer(torch.autograd.Function):
         flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
         groups = _Groups(scales, bits, [weight.shape[1] for weight in weights], flat.dtype)
         index = groups.index
-        scale = groups.scale[index]
-        position = (flat / scale).clamp_(groups.qn[index], groups.qp[index])
+        scale = groups.scale.index_select(0, index)
+        position = (flat / scale).clamp_(groups.qn.index_select(0, index), groups.qp.index_select(0, index))
         codes = position.round()
         distance = position.sub_(codes).mul_(scale)
         # NaN has no code. It may fall in any bin of its own group: the value then is NaN, as it must be.
-        bins = codes.nan_to_num_(0.0).long().add_(groups.first_bin[index])
-        share = groups.numel_share[index]
-        value = (distance.square() * share).sum(dtype=groups.sum_dtype)
+        bins = codes.nan_to_num_(0.0).long().add_(groups.first_bin.index_select(0, index))
+        share = groups.numel_share.index_select(0, index)
+        value = (distance * distance).mul_(share).sum(dtype=groups.sum_dtype)
 
         count = torch.bincount(bins, minlength=groups.bins).to(groups.sum_dtype)
         zeros = torch.zeros_like(count)
         mean = zeros.index_add(0, bins, flat.to(groups.sum_dtype)) / count.clamp(min=1)
-        deviation = flat - mean.to(flat.dtype)[bins]
-        squares = zeros.index_add(0, bins, deviation.to(groups.sum_dtype).square())
+        deviation = flat - mean.to(flat.dtype).index_select(0, bins)
+        squares = zeros.index_add(0, bins, (deviation * deviation).to(groups.sum_dtype))
         factor = torch.where(count >= 2, groups.bin_share / (count - 1), 0.0)
         value = (value + squares @ factor).to(flat.dtype)
 
         if any(ctx.needs_input_grad):
-            gradient = distance.mul_(share).add_(deviation.mul_(factor.to(flat.dtype)[bins])).mul_(2)
+            gradient = distance.mul_(share).add_(deviation.mul_(factor.to(flat.dtype).index_select(0, bins))).mul_(2)
             ctx.save_for_backward(gradient)
             ctx.like = [(weight.shape, weight.dtype) for weight in weights]
         return value

@@ -1,0 +1,28 @@
+"""Quantization-aware training: arguments, trainer, losses, regularizer, oscillation tracking."""
+
+from .arguments import SCALE_LEARNING_RATE_FACTOR, VaqTrainingArguments
+from .distillation import soft_cross_entropy
+from .non_finite import NonFiniteError
+from .oscillation import OSCILLATION_NAME, OscillationTracker
+from .preprocessing import ImageNormalization, PixelConversion, measure_normalization
+from .regularization import cosine_ramp, model_bin_regularizer
+from .teacher import Teacher, build_teacher, match_labels
+from .trainer import VaqTrainer
+
+__all__ = [
+    "OSCILLATION_NAME",
+    "SCALE_LEARNING_RATE_FACTOR",
+    "ImageNormalization",
+    "NonFiniteError",
+    "OscillationTracker",
+    "PixelConversion",
+    "Teacher",
+    "VaqTrainer",
+    "VaqTrainingArguments",
+    "build_teacher",
+    "cosine_ramp",
+    "match_labels",
+    "measure_normalization",
+    "model_bin_regularizer",
+    "soft_cross_entropy",
+]

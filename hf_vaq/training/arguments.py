@@ -1,0 +1,112 @@
+"""Arguments of `VaqTrainer`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+SCALE_LEARNING_RATE_FACTOR = 10.0
+"""Default learning rate of the scales, in units of `learning_rate`: they are learned in the logarithmic domain, where
+a step of size lr is a relative change by lr, and a scale has further to go than a weight."""
+
+
+@dataclass
+class VaqTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments`, and what quantization-aware training with distillation adds to them.
+
+    The defaults are those of variation-aware quantization (arXiv 2307.00331) and of its published code.
+    `data_seed` defaults to `seed`, so that the order of the images does not depend on what ran before.
+
+    Raises:
+        ValueError: naming the field, its value and what is accepted.
+    """
+
+    distillation_temperature: float = field(
+        default=1.0,
+        metadata={"help": "Temperature of the soft cross-entropy between teacher and student. Positive."},
+    )
+    hard_label_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight w of the hard-label cross-entropy when there is a teacher: the loss is"
+            " (1 - w) * soft + w * hard. From 0 to 1. Without a teacher the loss is the hard-label cross-entropy."
+        },
+    )
+    bin_regularization: float = field(
+        default=0.01,
+        metadata={"help": "Weight lambda of the bin regularizer at the end of training. 0 turns it off."},
+    )
+    bin_regularization_start: float = field(
+        default=0.25,
+        metadata={"help": "Fraction of training after which lambda rises from 0, along a cosine. From 0 to below 1."},
+    )
+    scale_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of quantizer scales and offsets (no weight decay); follows the same schedule as"
+            f" learning_rate. If not given: {SCALE_LEARNING_RATE_FACTOR:g} * learning_rate."
+        },
+    )
+    calibration_batches: int = field(
+        default=8,
+        metadata={
+            "help": "Training batches, chosen at random with the seed, that set the activation scales before a"
+            " quantized model that has none is trained. At least 1."
+        },
+    )
+    oscillation_tracking: bool = field(
+        default=True,
+        metadata={"help": "Whether to follow how often the code of each weight flips back, and to log the share."},
+    )
+    oscillation_momentum: float = field(
+        default=0.001,
+        metadata={"help": "Momentum of the moving average of oscillations per step. Above 0, to 1."},
+    )
+    oscillation_threshold: float = field(
+        default=0.005,
+        metadata={"help": "Frequency (oscillations per step) above which a weight oscillates. From 0 to below 1."},
+    )
+
+    def __post_init__(self) -> None:
+        _check_number("distillation_temperature", self.distillation_temperature, "a positive number", lambda x: x > 0)
+        _check_number("hard_label_weight", self.hard_label_weight, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        _check_number("bin_regularization", self.bin_regularization, "a number, 0 or more", lambda x: x >= 0)
+        _check_number(
+            "bin_regularization_start",
+            self.bin_regularization_start,
+            "a number from 0 to below 1",
+            lambda x: 0 <= x < 1,
+        )
+        if self.scale_learning_rate is not None:
+            _check_number(
+                "scale_learning_rate", self.scale_learning_rate, "a number, 0 or more, or None", lambda x: x >= 0
+            )
+        _check_number(
+            "oscillation_momentum", self.oscillation_momentum, "a number above 0, to 1", lambda x: 0 < x <= 1
+        )
+        _check_number(
+            "oscillation_threshold", self.oscillation_threshold, "a number from 0 to below 1", lambda x: 0 <= x < 1
+        )
+        if isinstance(self.calibration_batches, bool) or not (
+            isinstance(self.calibration_batches, int) and self.calibration_batches >= 1
+        ):
+            raise ValueError(f"calibration_batches={self.calibration_batches!r}: expected an integer, 1 or more.")
+        if not isinstance(self.oscillation_tracking, bool):
+            raise ValueError(f"oscillation_tracking={self.oscillation_tracking!r}: expected True or False.")
+        super().__post_init__()
+        if self.data_seed is None:
+            self.data_seed = self.seed
+
+    def resolved_scale_learning_rate(self) -> float:
+        """Peak learning rate of scales and offsets: `scale_learning_rate`, or its default from `learning_rate`."""
+        if self.scale_learning_rate is not None:
+            return self.scale_learning_rate
+        return SCALE_LEARNING_RATE_FACTOR * self.learning_rate
+
+
+def _check_number(name: str, value: object, accepted: str, is_accepted) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and is_accepted(value)):
+        raise ValueError(f"{name}={value!r}: expected {accepted}.")

@@ -1,0 +1,327 @@
+"""VaqTrainer: the transformers Trainer for quantized Vision Transformers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import datasets
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+from transformers import PreTrainedModel, Trainer
+from transformers.utils import logging
+
+from ..calibration import calibrate, is_calibrated
+from ..nn import weight_quantized_modules
+from .arguments import VaqTrainingArguments
+from .checks import check_dataset
+from .distillation import soft_cross_entropy
+from .metrics import RunningMeans
+from .non_finite import NonFiniteError, check_gradients, describe_non_finite_loss, first_non_finite_tensor
+from .oscillation import OscillationTracker
+from .parameter_groups import split_scale_groups
+from .regularization import cosine_ramp, model_bin_regularizer
+from .seeding import EpochSetter, SeededDataset, seeded
+from .teacher import build_teacher
+
+logger = logging.get_logger(__name__)
+
+
+class VaqTrainer(Trainer):
+    """Trains an image classifier, quantized or not, with distillation and the variation-aware bin regularizer.
+
+    The loss is (1 - w) * soft cross-entropy with the teacher + w * cross-entropy with the labels, w being
+    `args.hard_label_weight`; without a teacher it is the cross-entropy with the labels. Training adds lambda times the
+    bin regularizer of the quantized weights. The evaluation loss is the cross-entropy with the labels, always.
+
+    Beyond `transformers.Trainer` it
+
+    - gives scales and offsets of quantizers a learning rate of their own and no weight decay;
+    - calibrates a quantized model that has no activation scales yet, on training images, before training;
+    - logs, at each logging step, the means since the last one: `distillation_loss`, `hard_label_loss`,
+      `bin_regularizer` (before lambda; where lambda has been 0 since the last log, its present value), `lambda` (the
+      last value) and `oscillation_percentage`; `state.log_history` holds `oscillation_by_module` as well;
+    - stops at the first NaN or infinite loss, gradient or weight with an error that says where (`NonFiniteError`);
+    - resumes bit for bit: random transforms of a dataset with indices depend on (`args.data_seed`, epoch, index) only,
+      and a checkpoint that lacks tensors of the model is an error, not a warning.
+
+    Args:
+        model: an image-classification model.
+        args: the arguments.
+        data_collator: makes batches with "pixel_values" and "labels"; the default does for examples with
+            "pixel_values" and "label" or "labels".
+        train_dataset: examples with pixel values and an integer label.
+        eval_dataset: the same, or a dictionary of several.
+        processing_class: image processor that made the pixel values; saved with the model, and needed if the teacher
+            has another one.
+        teacher: an image-classification model, or the Hub id or folder of one; its parameters are frozen. It may
+            have its own image size, normalisation and order of labels.
+        teacher_processor: image processor of the teacher, see `build_teacher`.
+        **kwargs: as for `transformers.Trainer`; `compute_loss_func` is not accepted.
+
+    Raises:
+        TypeError: if `args` are not `VaqTrainingArguments`.
+        ValueError: if teacher and student do not fit each other.
+    """
+
+    args: VaqTrainingArguments
+    # compute_loss returns means over its batch; training_step divides them by the number of accumulated batches.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        args: VaqTrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
+        teacher: PreTrainedModel | str | os.PathLike | None = None,
+        teacher_processor: Any = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(args, VaqTrainingArguments):
+            raise TypeError(f"args is a {type(args).__name__}: VaqTrainer expects VaqTrainingArguments.")
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func is not accepted: VaqTrainer computes the loss; subclass compute_loss.")
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        if args.label_names is None:
+            # Not every model has labels in its signature (DeiT with its distillation head has none).
+            self.label_names = ["labels"]
+        _keep_parameter_names(self.model)
+        self.teacher: nn.Module | None = None
+        if teacher is not None:
+            teacher = build_teacher(teacher, self.model, processing_class, teacher_processor)
+            self.teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        self.tracker = OscillationTracker(args.oscillation_momentum, args.oscillation_threshold)
+        if args.oscillation_tracking:
+            self.add_callback(self.tracker)
+        self._epoch_setter = EpochSetter()
+        self.add_callback(self._epoch_setter)
+        self._means = RunningMeans()
+        self._lambda = 0.0
+
+    # Before training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Check the datasets against model and teacher, then train; see `transformers.Trainer.train`.
+
+        Raises:
+            ValueError: if a dataset is empty, lacks pixel values or labels, or does not fit the model.
+            NonFiniteError: if the loss, a gradient or a weight becomes NaN or infinite.
+        """
+        self._check_datasets()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _check_datasets(self) -> None:
+        if self.train_dataset is None:
+            raise ValueError("VaqTrainer: training requires a train_dataset.")
+        collate = self._get_collator_with_removed_columns(self.data_collator)
+        with seeded(self.args.data_seed):
+            pixel_values = check_dataset(self.train_dataset, collate, self.model.config, "train_dataset")
+            if self.eval_dataset is not None:
+                parts = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+                for key, dataset in parts.items():
+                    name = f"eval_dataset[{key!r}]" if key else "eval_dataset"
+                    check_dataset(dataset, collate, self.model.config, name)
+        if self.teacher is not None:
+            logits = self.teacher(pixel_values.to(self.args.device))
+            if logits.shape[-1] != self.model.config.num_labels:
+                raise ValueError(
+                    f"the teacher answers with {logits.shape[-1]} logits, expected {self.model.config.num_labels}"
+                    " (config.num_labels of the student)."
+                )
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """As in the base class; the new model keeps its parameter names when saved."""
+        return _keep_parameter_names(super().call_model_init(trial))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        # Before the model is wrapped for distributed training, so that all processes start from equal scales.
+        if resume_from_checkpoint is None:
+            if not is_calibrated(self.model):
+                self._calibrate()
+            if self.args.oscillation_tracking:
+                self.tracker.start(self.model)
+        self._means.reset()
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _calibrate(self) -> None:
+        """Set the activation scales from a seeded choice of training images, the same on every process."""
+        generator = torch.Generator().manual_seed(self.args.data_seed)
+        dataset, count = self.train_dataset, self.args.calibration_batches * self.args.per_device_train_batch_size
+        if _has_indices(dataset):
+            indices = torch.randperm(len(dataset), generator=generator)[:count].tolist()
+            dataset = Subset(SeededDataset(dataset, self.args.data_seed), indices)
+        loader = DataLoader(
+            dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator),
+            num_workers=self.args.dataloader_num_workers,
+            # Without one the loader would draw from the global generator, and training would depend on calibration.
+            generator=generator,
+        )
+        logger.info(f"Calibrating activation scales on {self.args.calibration_batches} training batches.")
+        with seeded(self.args.data_seed):
+            calibrate(self.model, loader, max_batches=self.args.calibration_batches)
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, *args: Any, is_training: bool = False, **kwargs: Any
+    ) -> Any:
+        if _has_indices(dataset):
+            if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
+                dataset = self._remove_unused_columns(dataset, description=description)
+            # Columns that only a transform reads are removed after it, by the collator: see the base class.
+            dataset = SeededDataset(dataset, self.args.data_seed)
+            if is_training:
+                self._epoch_setter.dataset = dataset
+        return super()._get_dataloader(dataset, description, *args, is_training=is_training, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in the base class, with scales and offsets in groups of their own."""
+        created = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if created:
+            split_scale_groups(optimizer, self.model, self.args.resolved_scale_learning_rate())
+        return optimizer
+
+    # The loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Mean loss of a batch: the training loss in training mode, else the cross-entropy with the labels.
+
+        Raises:
+            NonFiniteError: in training mode, if the loss is NaN or infinite.
+        """
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        if model.training:
+            loss = self._training_loss(outputs.logits, labels, inputs)
+        else:
+            loss = F.cross_entropy(outputs.logits.float(), labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def _training_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Any]) -> Tensor:
+        weight = 1.0 if self.teacher is None else self.args.hard_label_weight
+        terms: dict[str, Tensor] = {}
+        teacher_logits = None
+        loss = torch.zeros((), device=logits.device)
+        if self.teacher is not None:
+            teacher_logits = self.teacher(inputs["pixel_values"])
+            soft = soft_cross_entropy(logits, teacher_logits, self.args.distillation_temperature)
+            terms["distillation_loss"] = soft.detach()
+            loss = loss + (1 - weight) * soft
+        if weight > 0:
+            hard = F.cross_entropy(logits.float(), labels, label_smoothing=self.args.label_smoothing_factor)
+            terms["hard_label_loss"] = hard.detach()
+            loss = loss + weight * hard
+        loss = loss + self._regularization(terms)
+        if not torch.isfinite(loss):
+            raise describe_non_finite_loss(self.model, inputs, terms, teacher_logits, self.state.global_step)
+        self._means.add(terms)
+        return loss
+
+    def _regularization(self, terms: dict[str, Tensor]) -> Tensor | float:
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        self._lambda = cosine_ramp(progress, self.args.bin_regularization, self.args.bin_regularization_start)
+        # It depends on the weights only, so one batch of those accumulated to a step bears it for all of them.
+        if self._lambda == 0 or not self.accelerator.sync_gradients:
+            return 0.0
+        regularizer = model_bin_regularizer(self.model)
+        terms["bin_regularizer"] = regularizer.detach()
+        return self._lambda * getattr(self, "current_gradient_accumulation_steps", 1) * regularizer
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As in the base class, but of the model's outputs only the logits, (batch, labels), are kept."""
+        loss, logits, labels = super().prediction_step(*args, **kwargs)
+        return loss, logits[0] if isinstance(logits, tuple) else logits, labels
+
+    # During training
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        self._check_gradients(model)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None:
+            self._check_gradients(model)
+        return super()._get_grad_norm(model, grad_norm)
+
+    def _check_gradients(self, model: nn.Module) -> None:
+        # In float16 infinite gradients are part of the game: the gradient scaler skips such a step.
+        if self.accelerator.scaler is None:
+            check_gradients(model, self.state.global_step)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in the base class; the log of a training step gets the terms of the loss and the oscillations."""
+        by_module: dict[str, float] = {}
+        if self.is_in_train and "loss" in logs:
+            logs.update(self._means.collect(self.accelerator))
+            if next(weight_quantized_modules(self.model), None) is not None:
+                if "bin_regularizer" not in logs:
+                    with torch.no_grad():
+                        logs["bin_regularizer"] = model_bin_regularizer(self.model).item()
+                logs["lambda"] = self._lambda
+                if self.args.oscillation_tracking:
+                    logs["oscillation_percentage"] = self.tracker.percentage()
+                    by_module = self.tracker.percentage_by_module()
+        super().log(logs, start_time)
+        if by_module:
+            # For later analysis only: a number per module would flood the console and the reports.
+            self.state.log_history[-1]["oscillation_by_module"] = by_module
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        bad = first_non_finite_tensor(self.model)
+        if bad is not None:
+            raise NonFiniteError(
+                f"after step {self.state.global_step} the model is not finite, first: {bad}. It is not saved; the"
+                " newest checkpoint is good."
+            )
+        super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.oscillation_tracking and self.args.should_save:
+            self.tracker.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.args.oscillation_tracking and checkpoint is not None:
+            self.tracker.load(checkpoint, self.model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        super()._issue_warnings_after_load(load_result)
+        missing = set(load_result.missing_keys) - set(self.model._keys_to_ignore_on_save or ())
+        if missing:
+            raise ValueError(
+                f"the checkpoint lacks {len(missing)} tensors of the model, first {min(missing)!r}, and holds"
+                f" {len(load_result.unexpected_keys)} that it does not know. Expected a checkpoint that VaqTrainer"
+                " wrote for this model."
+            )
+
+
+def _keep_parameter_names(model: nn.Module) -> nn.Module:
+    """Save parameters under the names they have in memory.
+
+    A model that is not quantized would be saved with the names of older transformers versions, but the Trainer reads
+    its checkpoints back without renaming (transformers issue 43701): resuming and loading the best checkpoint would
+    keep only the tensors whose names never changed. `from_pretrained` reads both.
+    """
+    model._weight_conversions = []
+    return model
+
+
+def _has_indices(dataset: Any) -> bool:
+    return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
