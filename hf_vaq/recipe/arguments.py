@@ -49,8 +49,6 @@ class ModelArguments:
 
     def __post_init__(self):
         self.model_config = _mapping("model_config", self.model_config)
-        if self.teacher is not None and self.teacher.lower() in ("none", ""):
-            self.teacher = None
         if (self.model is None) == (self.model_config is None):
             raise ValueError(
                 f"model is {self.model!r} and model_config is {self.model_config!r}; accepted: exactly one of them, "

@@ -7,6 +7,8 @@ import types
 import typing
 from typing import Any
 
+NONE = ("none", "None", "null")
+
 
 def convert(name: str, value: Any, hint: Any) -> Any:
     """Return `value` as the type `hint` of the field `name`.
@@ -18,7 +20,10 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         ValueError: the value does not fit, naming the field, the value and what is accepted.
     """
     options = _options(hint)
-    if value is None or (value in ("none", "None", "null") and str not in options):
+    if any(_is_enum(option) for option in options):
+        # transformers types these `SaveStrategy | str`, but takes no other text than the members'
+        options = [option for option in options if option is not str]
+    if value is None or (value in NONE and str not in options):
         if types.NoneType in options:
             return None
         raise ValueError(f"{name} is none; accepted: {_describe(options)}.")
@@ -56,7 +61,7 @@ def _fit(value: Any, option: Any) -> Any:
         return _list(value, (typing.get_args(option) or (str,))[0])
     if origin is typing.Literal:
         return value if value in typing.get_args(option) else None
-    if isinstance(option, type) and issubclass(option, enum.Enum):
+    if _is_enum(option):
         text = _text(value)
         return text if text in {member.value for member in option} else None
     if option is str:
@@ -91,17 +96,20 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def _is_enum(option: Any) -> bool:
+    return isinstance(option, type) and issubclass(option, enum.Enum)
+
+
 def _describe(options: list[Any]) -> str:
     names = []
-    enums = [option for option in options if isinstance(option, type) and issubclass(option, enum.Enum)]
     for option in options:
-        if option in enums:
+        if _is_enum(option):
             names += [repr(member.value) for member in option]
         elif option is types.NoneType:
             names.append("none")
         elif typing.get_origin(option) is typing.Literal:
             names += [repr(value) for value in typing.get_args(option)]
-        elif not (option is str and enums):
+        else:
             names.append(_NAMES.get(option) or _NAMES.get(typing.get_origin(option)) or str(option))
     return ", ".join(names)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from ..training.arguments import VaqTrainingArguments
 from .arguments import DataArguments, FloatArguments, ModelArguments, OutputArguments, QuantArguments
-from .convert import convert
+from .convert import NONE, convert
 from .shipped import find_recipe, recipe_name
 
 SECTIONS = (ModelArguments, DataArguments, QuantArguments, OutputArguments, FloatArguments, VaqTrainingArguments)
@@ -140,7 +140,13 @@ def _converted(values: dict[str, Any], where: str) -> dict[str, Any]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else "'hf-vaq train --help' lists the fields."
             raise ValueError(f"Unknown field {name!r} in {where} or on the command line. {hint}")
-    return {name: convert(name, value, known[name]) for name, value in values.items()}
+    theirs = _fields(TrainingArguments)
+    converted = {}
+    for name, value in values.items():
+        # In transformers' own fields "none" may be a word of its own (report_to: none); in ours it is YAML's null.
+        given = None if value in NONE and name not in theirs else value
+        converted[name] = convert(name, given, known[name])
+    return converted
 
 
 def _check(recipe: Recipe) -> None:
