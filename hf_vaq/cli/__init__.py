@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_expected(error: Exception) -> bool:
     """Tell an error about input, whose message says all, from a fault of the program, whose traceback is needed."""
     from ..nn import UncalibratedError
+    from ..training import NonFiniteError
 
-    return isinstance(error, (ValueError, OSError, UncalibratedError))
+    return isinstance(error, (ValueError, OSError, UncalibratedError, NonFiniteError))
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""Image classification data: loading and checking, label matching, augmentation, and a reproducible torch dataset."""
+"""Image classification data: loading and checking, label matching, augmentation, and a torch dataset."""
 
-from .dataset import ImageClassificationDataset, ImageDecodeError, SetEpochCallback
+from .dataset import ImageClassificationDataset, ImageDecodeError
 from .digits import load_digits
 from .labels import dataset_label_names, model_labels
 from .loading import held_out_split, load_dataset, prepare_columns, select_split
@@ -18,7 +18,6 @@ __all__ = [
     "ImageClassificationDataset",
     "ImageDecodeError",
     "InputFormat",
-    "SetEpochCallback",
     "check_input_format",
     "dataset_label_names",
     "evaluation_transform",

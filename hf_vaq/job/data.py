@@ -49,31 +49,38 @@ class Splits:
         """Return the names of the classes for a new model."""
         return dataset_label_names(self.train, self.arguments.label_column)
 
-    def training_set(self, id2label: Mapping[int, str], image_processor: Any, seed: int) -> ImageClassificationDataset:
+    def training_set(self, id2label: Mapping[int, str], image_processor: Any) -> ImageClassificationDataset:
         """Return the training images, varied as the arguments say."""
         transform = training_transform(image_processor, self.arguments.augmentation())
-        return self._dataset(self.train, id2label, transform, seed)
+        return self._dataset(self.train, id2label, transform)
 
     def evaluation_set(self, id2label: Mapping[int, str], image_processor: Any) -> ImageClassificationDataset:
         """Return the held-out images."""
         return self._dataset(self.held_out, id2label, evaluation_transform(image_processor))
 
     def calibration_set(
-        self, id2label: Mapping[int, str], image_processor: Any, size: int, rank: int = 0, world_size: int = 1
+        self,
+        id2label: Mapping[int, str],
+        image_processor: Any,
+        *,
+        size: int,
+        seed: int,
+        share: tuple[int, int] = (0, 1),
     ) -> ImageClassificationDataset:
-        """Return `size` training images without variation, spread evenly over the split (it may be sorted by class).
+        """Return training images without variation, chosen at random.
 
-        With several processes each gets its share of them.
+        Args:
+            size: how many, for all processes together; fewer where the split has fewer.
+            seed: seed of the choice.
+            share: index of this process and number of processes; each gets its part of the images.
         """
-        size = min(size, len(self.train))
-        rows = np.unique(np.linspace(0, len(self.train) - 1, num=size).round().astype(np.int64))
-        share = rows[rank::world_size] if len(rows) >= world_size else rows
-        return self._dataset(self.train.select(share), id2label, evaluation_transform(image_processor))
+        rows = np.random.default_rng(seed).permutation(len(self.train))[:size]
+        rank, world_size = share
+        rows = rows[rank::world_size] if len(rows) >= world_size else rows
+        return self._dataset(self.train.select(rows), id2label, evaluation_transform(image_processor))
 
     def _dataset(
-        self, split: datasets.Dataset, id2label: Mapping[int, str], transform: Any, seed: int | None = None
+        self, split: datasets.Dataset, id2label: Mapping[int, str], transform: Any
     ) -> ImageClassificationDataset:
         labels = model_labels(split, self.arguments.label_column, id2label)
-        return ImageClassificationDataset(
-            split, labels, transform, image_column=self.arguments.image_column, seed=seed
-        )
+        return ImageClassificationDataset(split, labels, transform, image_column=self.arguments.image_column)

@@ -19,8 +19,9 @@ from transformers import AutoModelForImageClassification, PreTrainedModel, set_s
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..calibration import calibrate
-from ..data import SetEpochCallback, check_input_format
+from ..data import check_input_format
 from ..evaluation import EvaluationResult, compute_metrics, evaluate_model, preprocess_logits_for_metrics
+from ..nn import activation_quantizers
 from ..packing import pack
 from ..recipe import Recipe
 from ..recipe.arguments import SELF_TEACHER
@@ -112,7 +113,7 @@ class _Run:
             self.processor = load_image_processor(arguments.model)
         check_input_format(self.processor, self.config)
         id2label = self.config.id2label
-        self.train_set = self.splits.training_set(id2label, self.processor, self.training.seed)
+        self.train_set = self.splits.training_set(id2label, self.processor)
         self.evaluation_set = self.splits.evaluation_set(id2label, self.processor)
         self.report(
             f"{len(self.train_set)} training and {len(self.evaluation_set)} held-out images, {len(id2label)} classes"
@@ -170,14 +171,17 @@ class _Run:
 
     def _calibrate(self, model: PreTrainedModel) -> None:
         """Set the activation scales before the model is wrapped for several processes; they become equal on all."""
-        batch_size = self.training.per_device_eval_batch_size
-        size = self.training.calibration_batches * batch_size
-        if self.recipe.quantization.activation_bits is None and self.recipe.quantization.edge_bits is None:
+        if next(activation_quantizers(model), None) is None:
             return
-        self.report(f"calibrating activations on {min(size, len(self.train_set))} training images")
+        batch_size = self.training.per_device_train_batch_size
         images = self.splits.calibration_set(
-            model.config.id2label, self.processor, size, self.state.process_index, self.state.num_processes
+            model.config.id2label,
+            self.processor,
+            size=self.training.calibration_batches * batch_size,
+            seed=self.training.data_seed,
+            share=(self.state.process_index, self.state.num_processes),
         )
+        self.report("calibrating the activations on training images")
         model.to(self.state.device)
         calibrate(model, DataLoader(images, batch_size=batch_size))
 
@@ -191,7 +195,6 @@ class _Run:
             teacher=teacher,
             compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            callbacks=[SetEpochCallback()],
         )
 
     def _checkpoint(self) -> str | None:

@@ -12,7 +12,6 @@ from hf_vaq.data import (
     Augmentation,
     ImageClassificationDataset,
     ImageDecodeError,
-    SetEpochCallback,
     evaluation_transform,
     training_transform,
 )
@@ -32,13 +31,12 @@ def split_of(images: list) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"picture": images}, features=datasets.Features({"picture": datasets.Image()}))
 
 
-def training_set(seed: int = 0, rows: int = 6) -> ImageClassificationDataset:
+def training_set(rows: int = 6) -> ImageClassificationDataset:
     return ImageClassificationDataset(
         split_of([{"bytes": png(row), "path": None} for row in range(rows)]),
         np.arange(rows),
         training_transform(PROCESSOR, AUGMENTATION),
         image_column="picture",
-        seed=seed,
     )
 
 
@@ -52,54 +50,14 @@ def test_items_are_what_the_trainer_expects():
     assert item["labels"] == 3 and isinstance(item["labels"], int)
 
 
-def test_the_augmentation_depends_on_seed_epoch_and_index_only():
+def test_random_transforms_draw_from_torchs_generator_only():
     dataset = training_set()
+    torch.manual_seed(0)
     first = pixels(dataset)
-    torch.manual_seed(99)
-    assert torch.equal(dataset[4]["pixel_values"], first[4])
-    assert torch.equal(pixels(training_set()), first)
-    assert not torch.equal(pixels(training_set(seed=1)), first)
-    dataset.set_epoch(1)
-    assert dataset.epoch == 1
-    second = pixels(dataset)
-    assert all(not torch.equal(now, before) for now, before in zip(second, first, strict=True))
-    dataset.set_epoch(0)
+    assert not torch.equal(pixels(dataset), first)
+    np.random.seed(99)
+    torch.manual_seed(0)
     assert torch.equal(pixels(dataset), first)
-
-
-def test_equal_images_are_augmented_differently_in_one_epoch():
-    same = split_of([{"bytes": png(0), "path": None}] * 2)
-    transform = training_transform(PROCESSOR, AUGMENTATION)
-    dataset = ImageClassificationDataset(same, np.zeros(2), transform, image_column="picture", seed=0)
-    assert not torch.equal(dataset[0]["pixel_values"], dataset[1]["pixel_values"])
-
-
-def test_reading_an_item_leaves_the_global_generator_alone():
-    dataset = training_set()
-    before = torch.get_rng_state()
-    dataset[0]
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_workers_give_the_same_and_persistent_ones_follow_the_epoch():
-    dataset = training_set()
-    expected = {}
-    for epoch in (0, 1):
-        dataset.set_epoch(epoch)
-        expected[epoch] = pixels(dataset)
-    loader = DataLoader(dataset, batch_size=2, num_workers=2, persistent_workers=True)
-    for epoch in (0, 1):
-        dataset.set_epoch(epoch)
-        assert torch.equal(torch.cat([batch["pixel_values"] for batch in loader]), expected[epoch])
-
-
-def test_the_callback_sets_the_epoch_at_its_start_and_when_resumed_within_it():
-    class State:
-        epoch = 2.4
-
-    dataset = training_set()
-    SetEpochCallback().on_epoch_begin(None, State(), None, train_dataloader=DataLoader(dataset))
-    assert dataset.epoch == 2
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
