@@ -10,8 +10,8 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperatu
     """Cross-entropy of the student's predictions against the teacher's, mean over the batch.
 
     -T^2 sum_c p_c log q_c with p = softmax(teacher / T) and q = softmax(student / T) (Hinton et al., 2015; with T = 1
-    the loss of variation-aware quantization). The gradient is T (q - p) / batch: without the factor T^2 it would vanish
-    at high temperatures. The teacher's logits are constants.
+    the loss of variation-aware quantization). The gradient is T (q - p) / batch: without the factor T^2 it would
+    vanish at high temperatures. The teacher's logits are constants.
 
     Args:
         student_logits: (batch, classes); any floating-point type, reduced in float32.

@@ -8,7 +8,9 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hf_vaq.training import SCALE_LEARNING_RATE_FACTOR, VaqTrainingArguments
 
-OWN = {f.name for f in dataclasses.fields(VaqTrainingArguments)} - {f.name for f in dataclasses.fields(TrainingArguments)}
+OWN = {f.name for f in dataclasses.fields(VaqTrainingArguments)} - {
+    f.name for f in dataclasses.fields(TrainingArguments)
+}
 
 
 def test_every_own_field_has_a_help_string():
@@ -57,9 +59,11 @@ def test_image_order_has_a_seed_of_its_own(tmp_path):
 
 
 def test_the_command_line_reaches_every_kind_of_field(tmp_path):
+    line = (
+        "--distillation_temperature 2 --scale_learning_rate 1e-3 --oscillation_tracking false --calibration_batches 3"
+    )
     (parsed,) = HfArgumentParser(VaqTrainingArguments).parse_args_into_dataclasses(
-        ["--output_dir", str(tmp_path), "--distillation_temperature", "2", "--scale_learning_rate", "1e-3"]
-        + ["--oscillation_tracking", "false", "--calibration_batches", "3", "--use_cpu", "true"]
+        ["--output_dir", str(tmp_path), "--use_cpu", "true", *line.split()]
     )
     assert parsed.distillation_temperature == 2
     assert parsed.scale_learning_rate == 1e-3

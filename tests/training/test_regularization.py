@@ -30,7 +30,11 @@ def test_a_model_gives_the_sum_over_its_layers_of_the_loop_over_groups_and_bins(
         if quantizer is None:
             continue
         layers += 1
-        weight, low, high = module.weight.detach().double(), -(2 ** (quantizer.bits - 1)), 2 ** (quantizer.bits - 1) - 1
+        weight, low, high = (
+            module.weight.detach().double(),
+            -(2 ** (quantizer.bits - 1)),
+            2 ** (quantizer.bits - 1) - 1,
+        )
         if granularity == "head" and name.endswith("o_proj"):
             weight = weight.T  # heads are columns of the output projection
         rows = weight.reshape(quantizer.groups.count, -1)

@@ -23,7 +23,9 @@ def tiny_vit(seed=0, dropout=0.0, **config):
 
 
 def tiny_quantized_vit(seed=0, dropout=0.0, weight_bits=2, activation_bits=4, **config):
-    return quantize(tiny_vit(seed, dropout), QuantConfig(weight_bits=weight_bits, activation_bits=activation_bits, **config))
+    return quantize(
+        tiny_vit(seed, dropout), QuantConfig(weight_bits=weight_bits, activation_bits=activation_bits, **config)
+    )
 
 
 class Images(torch.utils.data.Dataset):
