@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.overrides = rest
     try:
+        # Bars for reading and writing files would bury those of training and evaluation.
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

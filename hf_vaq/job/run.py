@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -146,6 +147,8 @@ class _Run:
         checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
         trainer.train(resume_from_checkpoint=checkpoint if self.resume else None)
         self._save(trainer.model, folder)
+        # The model is complete, so its checkpoints are of no more use.
+        self._on_main_process(lambda: shutil.rmtree(arguments.output_dir, ignore_errors=True))
 
     def _train_quantized(self, start: str | Path) -> PreTrainedModel:
         """Quantize, calibrate, train and save the training form."""
@@ -186,6 +189,9 @@ class _Run:
         calibrate(model, DataLoader(images, batch_size=batch_size))
 
     def _trainer(self, model: PreTrainedModel, arguments: VaqTrainingArguments, teacher: Any) -> VaqTrainer:
+        if self.state.device.type == "cpu":
+            # Pinned memory speeds up copies to an accelerator; without one torch only warns about it.
+            arguments.dataloader_pin_memory = False
         return VaqTrainer(
             model=model,
             args=arguments,
