@@ -36,11 +36,11 @@ def check_calibrated(model: nn.Module) -> None:
 def calibrate(model: nn.Module, dataloader: Iterable[Any], max_batches: int | None = None) -> None:
     """Set the activation scales from images.
 
-    The images pass through the model with quantized weights and unquantized activations; every quantizer keeps
-    statistics of what it sees, and takes its scale from them: LSQ's 2 mean|x| / sqrt(Qp), refined to least squared
-    error. Use training images: calibrating on validation images would leak them into the model. With several processes
-    (torch.distributed initialised) call it on every one of them, each with its share of the images; the scales are
-    averaged and equal everywhere.
+    The images pass through the model with quantized weights and unquantized activations; every quantizer gathers a
+    histogram of what it sees, and takes the scale of least squared error for it (see `fit_activation`). Use training
+    images: calibrating on validation images would leak them into the model. With several processes (torch.distributed
+    initialised) call it on every one of them, each with its share of the images; the scales are averaged and equal
+    everywhere.
 
     Args:
         model: a quantized model in training form.
@@ -64,7 +64,7 @@ def calibrate(model: nn.Module, dataloader: Iterable[Any], max_batches: int | No
         if not batches:
             raise ValueError("the calibration dataloader yields no batch.")
         for name, quantizer in quantizers.items():
-            if quantizer.statistics is None or not quantizer.statistics.samples:
+            if quantizer.statistics is None or quantizer.statistics.limit is None:
                 raise ValueError(f"{name!r} saw no activation during calibration: its module is never called.")
             try:
                 quantizer.calibrate_from(quantizer.statistics)

@@ -14,7 +14,6 @@ from ..nn.attention import QUANTIZED_TENSORS
 from ..numerics.groups import ScaleGroups
 from . import families
 
-
 WHOLE_TENSOR = ScaleGroups()
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .activation_quantizer import ActivationQuantizer, ActivationStatistics, UncalibratedError
+from .activation_quantizer import ActivationQuantizer, UncalibratedError
+from .activation_statistics import ActivationStatistics
 from .layers import QuantConv2d, QuantLinear
 from .packed import PackedActivationQuantizer, PackedConv2d, PackedLinear, PackedWeight
 from .weight_quantizer import WeightQuantizer

@@ -1,4 +1,4 @@
-"""The quantizer of an activation in training form, and the statistics that calibrate it."""
+"""The quantizer of an activation in training form."""
 
 from __future__ import annotations
 
@@ -9,40 +9,12 @@ from torch import Tensor, nn
 from ..numerics.fake_quantize import activation_gradient_factor, fake_quantize
 from ..numerics.groups import ScaleGroups
 from ..numerics.levels import integer_range
-from ..numerics.scale_init import affine_least_squares, least_squares_scale, magnitude_scale
+from .activation_statistics import ActivationStatistics
 from .scale import log_from_scale, scale_from_log
 
 
 class UncalibratedError(RuntimeError):
     """An activation quantizer was used before anything told it the size of its activations."""
-
-
-class ActivationStatistics:
-    """What calibration keeps of the activations it sees: sums over all of them, and a sample.
-
-    Args:
-        groups: which activations share a scale.
-        sample_size: values kept per group and batch, evenly spaced, so that no randomness is involved.
-    """
-
-    def __init__(self, groups: ScaleGroups, sample_size: int = 1 << 14):
-        self.groups = groups
-        self.sample_size = sample_size
-        self.samples: list[Tensor] = []
-        self.batches = 0
-
-    @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """Take in one batch of activations."""
-        values = self.groups.collect(x)
-        # A stride that shares no factor with the feature dimension visits all features.
-        stride = max(1, values.shape[1] // self.sample_size) | 1
-        self.samples.append(values[:, ::stride][:, : self.sample_size].float())
-        self.batches += 1
-
-    def values(self) -> Tensor:
-        """The sample, (groups, values)."""
-        return torch.cat(self.samples, 1)
 
 
 class ActivationQuantizer(nn.Module):
@@ -91,24 +63,13 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def calibrate_from(self, statistics: ActivationStatistics) -> None:
-        """Set scale and offset from statistics: LSQ's 2 mean|x| / sqrt(Qp), refined to least squared error.
+        """Set scale and offset to those of least squared error.
 
         Raises:
             ValueError: if the activations hold NaN or infinite values.
         """
-        values = statistics.values()
-        if not torch.isfinite(values).all():
-            raise ValueError("the activations of the calibration images hold NaN or infinite values.")
-        _, qp = integer_range(self.bits, self.signed)
-        offset = torch.zeros(self.groups.count, device=values.device)
-        if self.offset is None:
-            start = magnitude_scale(values.abs().mean(1), qp)
-            scale = least_squares_scale(values, self.bits, signed=self.signed, start=start)
-        else:
-            offset = values.amin(1)
-            start = magnitude_scale((values - offset[:, None]).mean(1), qp)
-            scale, offset = affine_least_squares(values, self.bits, start, offset)
-        calibrated = torch.stack([log_from_scale(scale), offset])
+        fit = statistics.fit(self.bits, signed=self.signed, with_offset=self.offset is not None)
+        calibrated = torch.stack([log_from_scale(fit.scale), fit.offset])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(calibrated)
             calibrated /= dist.get_world_size()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -12,89 +14,135 @@ SCALE_OF_ZEROS = 1e-3
 
 
 @torch.no_grad()
-def least_squares_scale(
-    groups: Tensor,
-    bits: int,
-    *,
-    signed: bool = True,
-    start: Tensor | None = None,
-    max_iterations: int = 200,
-    tolerance: float = 1e-5,
-) -> Tensor:
-    """The scale that minimises ||w - w_q||^2 in each group, by alternating least squares.
-
-    In turn the codes that are best for the scale, c = round(clamp(w / s, Qn, Qp)), and the scale that is best for the
-    codes, s = <w, c> / <c, c>, until the relative change of every scale is below `tolerance`. Neither step can raise
-    the error.
+def least_squares_scale(groups: Tensor, bits: int, *, signed: bool = True) -> Tensor:
+    """The scale that minimises ||w - w_q||^2 in each group, found from max|w| / Qp by alternating least squares.
 
     Args:
         groups: values, (groups, elements).
         bits: 2 to 8.
         signed: range of the codes.
-        start: first scales, (groups,); max|w| / Qp if not given.
-        max_iterations: bound on the number of alternations.
-        tolerance: largest relative change at which to stop.
 
     Returns:
         Positive float32 scales, (groups,).
     """
+    _, qp = integer_range(bits, signed)
+    return alternating_least_squares(groups, bits, groups.abs().amax(1) / qp, signed=signed).scale
+
+
+@dataclass
+class LeastSquaresFit:
+    """What alternating least squares arrived at, one entry a group.
+
+    Attributes:
+        scale: positive, float32, (groups,).
+        offset: float32, (groups,); zero for a symmetric quantizer.
+        error: weighted squared error, (groups,).
+    """
+
+    scale: Tensor
+    offset: Tensor
+    error: Tensor
+
+    def better(self, other: LeastSquaresFit) -> LeastSquaresFit:
+        """Group by group the fit with the smaller error."""
+        keep = self.error <= other.error
+        pairs = ((self.scale, other.scale), (self.offset, other.offset), (self.error, other.error))
+        return LeastSquaresFit(*(torch.where(keep, mine, theirs) for mine, theirs in pairs))
+
+
+@torch.no_grad()
+def alternating_least_squares(
+    groups: Tensor,
+    bits: int,
+    start: Tensor,
+    *,
+    signed: bool = True,
+    start_offset: Tensor | None = None,
+    weights: Tensor | None = None,
+    max_iterations: int = 200,
+    tolerance: float = 1e-5,
+) -> LeastSquaresFit:
+    """Fit x ~ s c + o to integer codes c by turns, until no scale changes by more than `tolerance` of itself.
+
+    In turn the codes that are best for scale and offset, c = round(clamp((x - o) / s, Qn, Qp)), and the scale and
+    offset that are best for the codes: s = <x, c> / <c, c> without offset, the regression line of x on c with one.
+    Neither step can raise the error.
+
+    Args:
+        groups: values x, (groups, elements).
+        bits: 2 to 8.
+        start: first scales, (groups,).
+        signed: range of the codes.
+        start_offset: first offsets, (groups,); if not given the offset stays zero.
+        weights: how often each value counts, as `groups`; once if not given.
+        max_iterations: bound on the number of alternations.
+        tolerance: largest relative change at which to stop.
+    """
     qn, qp = integer_range(bits, signed)
-    scale = groups.abs().amax(1).float() / qp if start is None else start.float()
-    scale = torch.where(scale > 0, scale, SCALE_OF_ZEROS)
     values = groups.float()
+    scale = torch.where(start > 0, start.float(), SCALE_OF_ZEROS)
+    offset = torch.zeros_like(scale) if start_offset is None else start_offset.float()
+
+    def mean(x: Tensor) -> Tensor:
+        # torch sums in pairs: float32 is exact to far below the tolerance, at a fraction of the time of float64.
+        return x.mean(1) if weights is None else (x * weights).sum(1) / weights.sum(1)
+
+    def codes() -> Tensor:
+        return ((values - offset[:, None]) / scale[:, None]).clamp_(qn, qp).round_()
+
     for _ in range(max_iterations):
-        codes = (values / scale[:, None]).clamp_(qn, qp).round_()
-        best = _dot(values, codes) / _dot(codes, codes)
-        # All codes zero: no better scale is to be had from them.
-        best = torch.where(torch.isfinite(best) & (best > 0), best.float(), scale)
+        c = codes()
+        if start_offset is None:
+            best = mean(values * c) / mean(c * c)
+        else:
+            mean_value, mean_code = mean(values), mean(c)
+            c -= mean_code[:, None]
+            best = mean((values - mean_value[:, None]) * c) / mean(c * c)
+        # Where all codes are equal no better scale is to be had from them.
+        valid = torch.isfinite(best) & (best > 0)
+        best = torch.where(valid, best, scale)
+        if start_offset is not None:
+            offset = torch.where(valid, mean_value - best * mean_code, offset)
         change = ((best - scale).abs() / scale).max()
         scale = best
         if change < tolerance:
             break
-    return scale
+    error = mean((codes() * scale[:, None] + offset[:, None] - values) ** 2)
+    return LeastSquaresFit(scale, offset, error)
 
 
 @torch.no_grad()
-def affine_least_squares(
-    groups: Tensor,
-    bits: int,
-    scale: Tensor,
-    offset: Tensor,
-    *,
-    max_iterations: int = 200,
-    tolerance: float = 1e-5,
-) -> tuple[Tensor, Tensor]:
-    """Scale and offset that minimise ||x - (s c + o)||^2 over unsigned codes c, by alternating least squares.
+def fit_activation(
+    groups: Tensor, bits: int, *, signed: bool = True, with_offset: bool = False, weights: Tensor | None = None
+) -> LeastSquaresFit:
+    """Scale and offset of an activation quantizer from a sample of the activations.
 
-    Given the codes, (s, o) is the regression line of x on c.
+    Alternating least squares finds the optimum next to its start. Activations of Vision Transformers have few, huge
+    outliers, so it starts both from LSQ's 2 mean|x| / sqrt(Qp), which clips them, and from their full range, which
+    does not; the smaller error wins.
 
     Args:
         groups: values, (groups, elements).
         bits: 2 to 8.
-        scale: first scales, (groups,).
-        offset: first offsets, (groups,).
-        max_iterations: bound on the number of alternations.
-        tolerance: largest relative change of a scale at which to stop.
-
-    Returns:
-        Scales and offsets, float32, (groups,) each.
+        signed: range of the codes.
+        with_offset: whether the zero level is free; else it is zero.
+        weights: how often each value counts, as `groups`; once if not given.
     """
-    _, qp = integer_range(bits, signed=False)
-    values = groups.float()
-    mean = values.double().mean(1)
-    for _ in range(max_iterations):
-        codes = ((values - offset[:, None]) / scale[:, None]).clamp_(0, qp).round_()
-        mean_code = codes.double().mean(1)
-        n = codes.shape[1]
-        slope = (_dot(values, codes) - n * mean * mean_code) / (_dot(codes, codes) - n * mean_code**2)
-        valid = torch.isfinite(slope) & (slope > 0)
-        best = torch.where(valid, slope.float(), scale)
-        offset = torch.where(valid, (mean - slope * mean_code).float(), offset)
-        change = ((best - scale).abs() / scale).max()
-        scale = best
-        if change < tolerance:
-            break
-    return scale, offset
+    qn, qp = integer_range(bits, signed)
+    counted = torch.ones_like(groups) if weights is None else weights
+    infinity = torch.tensor(torch.inf, device=groups.device)
+    low = torch.where(counted > 0, groups, infinity).amin(1)
+    high = torch.where(counted > 0, groups, -infinity).amax(1)
+    origin = low if with_offset else torch.zeros_like(low)
+    mean_magnitude = ((groups - origin[:, None]).abs() * counted).sum(1) / counted.sum(1)
+    full_range = (high - low) / qp if with_offset else torch.maximum(high / qp, low / qn if qn else high / qp)
+    fits = [
+        alternating_least_squares(
+            groups, bits, start, signed=signed, start_offset=origin if with_offset else None, weights=weights
+        )
+        for start in (magnitude_scale(mean_magnitude, qp), full_range)
+    ]
+    return fits[0].better(fits[1])
 
 
 def magnitude_scale(mean_magnitude: Tensor, qp: int) -> Tensor:
@@ -118,8 +166,3 @@ def statistics_scale(groups: Tensor, bits: int) -> Tensor:
     qn, _ = integer_range(bits)
     scale = 2 * groups.detach().abs().mean(1, dtype=torch.float32) / -qn
     return torch.where(scale > 0, scale, SCALE_OF_ZEROS)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    # Millions of products: float64 keeps the alternation from stalling above its tolerance.
-    return torch.linalg.vecdot(a.double(), b.double(), dim=1)
