@@ -34,9 +34,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 1 for bad input (2 where the command line itself is wrong)."""
-    arguments, rest = build_parser().parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments, rest = build_parser().parse_known_args(words)
     if rest and arguments.command != "train":
         arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest and words.index(rest[0]) < words.index(arguments.recipe):
+        # Of `--field value RECIPE` argparse would take the value for the recipe.
+        arguments.parser.error("the recipe comes before its fields: hf-vaq train RECIPE --field value")
     arguments.overrides = rest
     try:
         # Bars for reading and writing files would bury those of training and evaluation.

@@ -17,8 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the recipe and print its table."""
-    if arguments.recipe.startswith("-"):
-        arguments.parser.error("the recipe comes first: hf-vaq train RECIPE --field value")
     from ..recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -27,11 +29,20 @@ def new_model_config(model_config: dict[str, Any], label_names: Sequence[str]) -
         ValueError: a model type that transformers does not know, or a field that its configuration does not have.
     """
     values = dict(model_config)
-    config = AutoConfig.for_model(values.pop("model_type"))
+    model_type = values.pop("model_type")
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"model_config's model_type is {model_type!r}, which transformers does not know.{hint}")
+    config = AutoConfig.for_model(model_type)
     for name in values:
         # A misspelt field would otherwise be stored and ignored.
         if not hasattr(config, name):
-            raise ValueError(f"model_config has the field {name!r}, which {type(config).__name__} does not know.")
+            near = difflib.get_close_matches(name, list(config.to_dict()), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"model_config has the field {name!r}, which {type(config).__name__} does not know.{hint}"
+            )
     id2label = dict(enumerate(label_names))
     return type(config)(**values, id2label=id2label, label2id={name: index for index, name in id2label.items()})
 

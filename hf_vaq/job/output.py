@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ TRAINED = "trained"
 PACKED = "packed"
 RESULTS = "results.json"
 RECIPE = "recipe.yaml"
-_CHECKPOINTS = "checkpoint-*"
+_WRITTEN = (FLOAT, FLOAT_CHECKPOINTS, TRAINED, PACKED, RESULTS, RECIPE, "checkpoint-*", ".*.partial-*", "runs")
 
 
 def claim_output_folder(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -38,14 +39,16 @@ def claim_output_folder(folder: Path, *, resume: bool = False, overwrite: bool =
     if resume and not (folder / RECIPE).is_file():
         raise ValueError(f"resume_from_checkpoint is set, but output_dir {str(folder)!r} holds no run to resume.")
     if overwrite:
-        _remove_run(folder)
-        entries = _entries(folder)
-    if entries and not resume:
-        if overwrite:
+        foreign = [name for name in entries if not any(fnmatch.fnmatch(name, pattern) for pattern in _WRITTEN)]
+        if entries and RECIPE not in entries:
+            foreign = entries
+        if foreign:
             raise ValueError(
-                f"output_dir {str(folder)!r} holds files that are not from a run, such as {entries[0]!r}; they are "
-                "not removed. Choose another folder with --output_dir."
+                f"output_dir {str(folder)!r} holds {foreign[0]!r}, which is not from a run and would not be removed. "
+                "Choose another folder with --output_dir."
             )
+        _remove_all(folder, entries)
+    elif entries and not resume:
         raise ValueError(
             f"output_dir {str(folder)!r} is not empty. Choose another folder with --output_dir, continue the run in "
             "it with --resume_from_checkpoint true, or replace that run with --overwrite_output_dir true."
@@ -96,10 +99,12 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ValueError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
 
 
@@ -127,13 +132,13 @@ def _entries(folder: Path) -> list[str]:
         raise ValueError(f"{str(folder)!r} cannot be used as a folder: {error.strerror or error}.") from error
 
 
-def _remove_run(folder: Path) -> None:
-    for name in (FLOAT, FLOAT_CHECKPOINTS, TRAINED, PACKED):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for checkpoint in folder.glob(_CHECKPOINTS):
-        shutil.rmtree(checkpoint)
-    for name in (RESULTS, RECIPE):
-        (folder / name).unlink(missing_ok=True)
+def _remove_all(folder: Path, names: list[str]) -> None:
+    for name in names:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _umask() -> int:
