@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..numerics.groups import ScaleGroups
-from ..numerics.scale_init import LeastSquaresFit, fit_activation
+from ..numerics.scale_init import LeastSquaresFit, least_squares_fit
 
 BINS = 1 << 13
 
@@ -47,9 +47,9 @@ class ActivationStatistics:
         self.sums += torch.bincount(bins.flatten(), values.flatten().double(), minlength=size).view_as(self.sums)
 
     def fit(self, bits: int, *, signed: bool, with_offset: bool) -> LeastSquaresFit:
-        """Scale and offset of least squared error for the activations seen, see `fit_activation`."""
+        """Scale and offset of least squared error for the activations seen, see `least_squares_fit`."""
         values = self.sums / self.counts.clamp_min(1)
-        return fit_activation(
+        return least_squares_fit(
             values.float(), bits, signed=signed, with_offset=with_offset, weights=self.counts.float()
         )
 

@@ -13,9 +13,13 @@ from .levels import integer_range
 SCALE_OF_ZEROS = 1e-3
 
 
+# Clipping limits tried before the alternation, as shares of the largest value: steps of about 20 %.
+CLIPPING_LADDER = tuple(0.8**i for i in range(16))
+
+
 @torch.no_grad()
 def least_squares_scale(groups: Tensor, bits: int, *, signed: bool = True) -> Tensor:
-    """The scale that minimises ||w - w_q||^2 in each group, found from max|w| / Qp by alternating least squares.
+    """The scale that minimises ||w - w_q||^2 in each group, see `least_squares_fit`.
 
     Args:
         groups: values, (groups, elements).
@@ -25,8 +29,7 @@ def least_squares_scale(groups: Tensor, bits: int, *, signed: bool = True) -> Te
     Returns:
         Positive float32 scales, (groups,).
     """
-    _, qp = integer_range(bits, signed)
-    return alternating_least_squares(groups, bits, groups.abs().amax(1) / qp, signed=signed).scale
+    return least_squares_fit(groups, bits, signed=signed).scale
 
 
 @dataclass
@@ -112,14 +115,14 @@ def alternating_least_squares(
 
 
 @torch.no_grad()
-def fit_activation(
+def least_squares_fit(
     groups: Tensor, bits: int, *, signed: bool = True, with_offset: bool = False, weights: Tensor | None = None
 ) -> LeastSquaresFit:
-    """Scale and offset of an activation quantizer from a sample of the activations.
+    """Scale and offset of least squared error for values, or for a histogram of them.
 
-    Alternating least squares finds the optimum next to its start. Activations of Vision Transformers have few, huge
-    outliers, so it starts both from LSQ's 2 mean|x| / sqrt(Qp), which clips them, and from their full range, which
-    does not; the smaller error wins.
+    Alternating least squares finds the optimum next to its start. Transformers have few, huge outliers, and whether
+    it pays to clip them depends on the bits: so the alternation starts from the best of a ladder of clipping limits,
+    the largest value among them.
 
     Args:
         groups: values, (groups, elements).
@@ -129,20 +132,36 @@ def fit_activation(
         weights: how often each value counts, as `groups`; once if not given.
     """
     qn, qp = integer_range(bits, signed)
-    counted = torch.ones_like(groups) if weights is None else weights
-    infinity = torch.tensor(torch.inf, device=groups.device)
-    low = torch.where(counted > 0, groups, infinity).amin(1)
-    high = torch.where(counted > 0, groups, -infinity).amax(1)
-    origin = low if with_offset else torch.zeros_like(low)
-    mean_magnitude = ((groups - origin[:, None]).abs() * counted).sum(1) / counted.sum(1)
-    full_range = (high - low) / qp if with_offset else torch.maximum(high / qp, low / qn if qn else high / qp)
-    fits = [
-        alternating_least_squares(
-            groups, bits, start, signed=signed, start_offset=origin if with_offset else None, weights=weights
+    seen = groups if weights is None else groups.where(weights > 0, groups.new_full((), torch.nan))
+    low, high = _nan_min(seen), _nan_max(seen)
+    start_offset = low if with_offset else None
+    if with_offset:
+        full_range = (high - low) / qp
+    else:
+        full_range = high / qp if qn == 0 else torch.maximum(high / qp, low / qn)
+    best: LeastSquaresFit | None = None
+    for share in CLIPPING_LADDER:
+        fit = alternating_least_squares(
+            groups,
+            bits,
+            share * full_range,
+            signed=signed,
+            start_offset=start_offset,
+            weights=weights,
+            max_iterations=0,
         )
-        for start in (magnitude_scale(mean_magnitude, qp), full_range)
-    ]
-    return fits[0].better(fits[1])
+        best = fit if best is None else best.better(fit)
+    return alternating_least_squares(
+        groups, bits, best.scale, signed=signed, start_offset=start_offset, weights=weights
+    )
+
+
+def _nan_min(x: Tensor) -> Tensor:
+    return x.nan_to_num(nan=torch.inf).amin(1)
+
+
+def _nan_max(x: Tensor) -> Tensor:
+    return x.nan_to_num(nan=-torch.inf).amax(1)
 
 
 def magnitude_scale(mean_magnitude: Tensor, qp: int) -> Tensor:

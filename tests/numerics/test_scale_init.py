@@ -7,7 +7,7 @@ from hf_vaq.numerics.levels import integer_range
 from hf_vaq.numerics.scale_init import (
     SCALE_OF_ZEROS,
     alternating_least_squares,
-    fit_activation,
+    least_squares_fit,
     least_squares_scale,
     magnitude_scale,
     statistics_scale,
@@ -62,15 +62,15 @@ def test_weighted_fit_equals_the_fit_of_repeated_values():
     values = torch.randn(1, 60)
     counts = torch.randint(1, 5, (1, 60))
     repeated = values[0].repeat_interleave(counts[0])[None]
-    weighted = fit_activation(values, 4, weights=counts.float())
-    plain = fit_activation(repeated, 4)
+    weighted = least_squares_fit(values, 4, weights=counts.float())
+    plain = least_squares_fit(repeated, 4)
     assert weighted.scale.item() == pytest.approx(plain.scale.item(), rel=1e-4)
 
 
 def test_activation_fit_keeps_outliers_at_eight_bits_and_clips_them_at_two():
     x = torch.randn(1, 20_000)
     x[0, :40] *= 60  # as in a Vision Transformer's residual stream
-    eight, two = fit_activation(x, 8).scale, fit_activation(x, 2).scale
+    eight, two = least_squares_fit(x, 8).scale, least_squares_fit(x, 2).scale
     assert eight.item() * 127 > x.abs().max().item() / 2
     assert squared_error(x, eight, 8) <= squared_error(x, magnitude_scale(x.abs().mean(1), 127), 8)
     assert two.item() < x.abs().max().item()
@@ -94,7 +94,7 @@ def test_histogram_gives_the_fit_of_all_values_though_its_range_grows(groups):
     assert statistics.counts.sum().item() == everything.numel()
     torch.testing.assert_close(statistics.sums.sum(1), everything.double().sum(1), rtol=1e-4, atol=1e-3)
     for bits in (2, 4, 8):
-        fit, exact = statistics.fit(bits, signed=True, with_offset=False), fit_activation(everything, bits)
+        fit, exact = statistics.fit(bits, signed=True, with_offset=False), least_squares_fit(everything, bits)
         for group in range(groups.count):
             found = squared_error(everything[group], fit.scale[group], bits)
             assert found < 1.02 * squared_error(everything[group], exact.scale[group], bits)
