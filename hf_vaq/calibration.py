@@ -56,7 +56,7 @@ def calibrate(model: nn.Module, dataloader: Iterable[Any], max_batches: int | No
     if max_batches is not None and max_batches < 1:
         raise ValueError(f"max_batches={max_batches}: expected at least 1.")
     device = next(model.parameters()).device
-    with _gathering_statistics(model, quantizers.values()):
+    with _gathering_statistics(model, quantizers):
         batches = 0
         for batch in islice(dataloader, max_batches):
             model(pixel_values=_pixel_values(batch).to(device))
@@ -66,22 +66,19 @@ def calibrate(model: nn.Module, dataloader: Iterable[Any], max_batches: int | No
         for name, quantizer in quantizers.items():
             if quantizer.statistics is None or quantizer.statistics.limit is None:
                 raise ValueError(f"{name!r} saw no activation during calibration: its module is never called.")
-            try:
-                quantizer.calibrate_from(quantizer.statistics)
-            except ValueError as error:
-                raise ValueError(f"{name!r}: {error}") from error
+            quantizer.calibrate_from(quantizer.statistics)
 
 
 @contextmanager
-def _gathering_statistics(model: nn.Module, quantizers: Iterable[ActivationQuantizer]) -> Iterator[None]:
+def _gathering_statistics(model: nn.Module, quantizers: Mapping[str, ActivationQuantizer]) -> Iterator[None]:
     training = model.training
     model.eval()
-    for quantizer in quantizers:
-        quantizer.statistics = ActivationStatistics(quantizer.groups)
+    for name, quantizer in quantizers.items():
+        quantizer.statistics = ActivationStatistics(quantizer.groups, name)
     try:
         yield
     finally:
-        for quantizer in quantizers:
+        for quantizer in quantizers.values():
             quantizer.statistics = None
         model.train(training)
 

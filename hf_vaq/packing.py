@@ -16,13 +16,12 @@ from .integration.quantizer import VaqQuantizer
 from .nn import (
     ActivationQuantizer,
     PackedActivationQuantizer,
-    PackedConv2d,
-    PackedLinear,
     PackedWeight,
     QuantConv2d,
     QuantLinear,
     WeightQuantizer,
 )
+from .nn.packed import packed_like
 
 
 @torch.no_grad()
@@ -64,18 +63,7 @@ def _packed_twin(module: nn.Module) -> nn.Module | None:
 
 def _packed_layer(layer: QuantLinear | QuantConv2d) -> PackedWeight:
     quantizer = layer.weight_quantizer
-    arguments = (
-        tuple(layer.weight.shape),
-        quantizer.bits,
-        quantizer.groups,
-        layer.bias is not None,
-        layer.weight.dtype,
-    )
-    if isinstance(layer, QuantLinear):
-        packed: PackedWeight = PackedLinear(*arguments)
-    else:
-        geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-        packed = PackedConv2d(*arguments, geometry=geometry)
+    packed = packed_like(layer, quantizer.bits, quantizer.groups)
     packed.load(layer.weight, quantizer, layer.bias)
     if layer.input_quantizer is not None:
         packed.input_quantizer = PackedActivationQuantizer.from_training(layer.input_quantizer)

@@ -12,14 +12,12 @@ from ..config import QuantConfig
 from ..nn import (
     ActivationQuantizer,
     PackedActivationQuantizer,
-    PackedConv2d,
-    PackedLinear,
     QuantConv2d,
     QuantLinear,
     WeightQuantizer,
 )
 from ..nn.attention import quantize_shared_input
-from ..nn.packed import PackedWeight
+from ..nn.packed import convolution_geometry, packed_like
 from .plan import ActivationSpec, Plan, WeightSpec
 
 ActivationFactory = Callable[[ActivationSpec], nn.Module]
@@ -35,7 +33,8 @@ def inject(model: PreTrainedModel, plan: Plan, config: QuantConfig) -> None:
     for name in plan.weights | plan.inputs:
         layer = model.get_submodule(name)
         if config.packed and name in plan.weights:
-            quantized = _packed_layer(layer, plan.weights[name])
+            with torch.device("meta"):
+                quantized = packed_like(layer, plan.weights[name].bits, plan.weights[name].groups)
         else:
             quantized = _training_layer(layer, plan.weights.get(name), config)
         if name in plan.inputs:
@@ -74,24 +73,11 @@ def _training_layer(layer: nn.Linear | nn.Conv2d, spec: WeightSpec | None, confi
         if isinstance(layer, nn.Linear):
             quantized = QuantLinear(layer.in_features, layer.out_features, layer.bias is not None)
         else:
-            geometry = _geometry(layer)
             shape = (layer.in_channels, layer.out_channels, layer.kernel_size)
-            quantized = QuantConv2d(*shape, bias=layer.bias is not None, padding_mode=layer.padding_mode, **geometry)
+            quantized = QuantConv2d(*shape, bias=layer.bias is not None, **convolution_geometry(layer))
     quantized.weight, quantized.bias = layer.weight, layer.bias
     if spec is not None:
         learned = config.weight_scale == "learned"
         with torch.device(layer.weight.device):
             quantized.weight_quantizer = WeightQuantizer(spec.bits, spec.groups, learned, config.scale_gradient)
     return quantized.train(layer.training)
-
-
-def _packed_layer(layer: nn.Linear | nn.Conv2d, spec: WeightSpec) -> PackedWeight:
-    arguments = (tuple(layer.weight.shape), spec.bits, spec.groups, layer.bias is not None, layer.weight.dtype)
-    with torch.device("meta"):
-        if isinstance(layer, nn.Linear):
-            return PackedLinear(*arguments)
-        return PackedConv2d(*arguments, geometry=_geometry(layer))
-
-
-def _geometry(layer: nn.Conv2d) -> dict:
-    return {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}

@@ -63,11 +63,7 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def calibrate_from(self, statistics: ActivationStatistics) -> None:
-        """Set scale and offset to those of least squared error.
-
-        Raises:
-            ValueError: if the activations hold NaN or infinite values.
-        """
+        """Set scale and offset to those of least squared error."""
         fit = statistics.fit(self.bits, signed=self.signed, with_offset=self.offset is not None)
         calibrated = torch.stack([log_from_scale(fit.scale), fit.offset])
         if dist.is_available() and dist.is_initialized():

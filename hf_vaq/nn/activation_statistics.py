@@ -20,10 +20,12 @@ class ActivationStatistics:
 
     Args:
         groups: which activations share a scale.
+        name: what the activations are called in an error.
     """
 
-    def __init__(self, groups: ScaleGroups):
+    def __init__(self, groups: ScaleGroups, name: str = "activations"):
         self.groups = groups
+        self.name = name
         self.limit: Tensor | None = None  # (groups,): the bins cover -limit..limit, a power of two
         self.counts = torch.zeros(groups.count, BINS, dtype=torch.float64)
         self.sums = torch.zeros(groups.count, BINS, dtype=torch.float64)
@@ -38,7 +40,7 @@ class ActivationStatistics:
         values = self.groups.collect(x).float()
         largest = values.abs().amax(1)
         if not torch.isfinite(largest).all():
-            raise ValueError("the activations of the calibration images hold NaN or infinite values.")
+            raise ValueError(f"{self.name}: calibration met NaN or infinite values; expected finite activations.")
         self._make_room(largest)
         bins = (values * (BINS / 2 / self.limit[:, None])).floor_().add_(BINS // 2).clamp_(0, BINS - 1).long()
         bins += torch.arange(self.groups.count, device=x.device)[:, None] * BINS

@@ -150,3 +150,16 @@ class PackedConv2d(PackedWeight):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, height, width) to (batch, out_channels, height', width')."""
         return F.conv2d(self.quantized_input(x), self.weight.to(x.dtype), self.bias, **self.geometry)
+
+
+def packed_like(layer: nn.Linear | nn.Conv2d, bits: int, groups: ScaleGroups) -> PackedLinear | PackedConv2d:
+    """An empty packed layer of the shape and type of `layer`."""
+    arguments = (tuple(layer.weight.shape), bits, groups, layer.bias is not None, layer.weight.dtype)
+    if isinstance(layer, nn.Linear):
+        return PackedLinear(*arguments)
+    return PackedConv2d(*arguments, geometry=convolution_geometry(layer))
+
+
+def convolution_geometry(layer: nn.Conv2d) -> dict:
+    """What a convolution needs to know beside its weight, as arguments of `torch.nn.functional.conv2d`."""
+    return {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
