@@ -61,7 +61,10 @@ class SeededDataset(Dataset):
 
 
 class EpochSetter(TrainerCallback):
-    """Tells a `SeededDataset` the epoch that begins."""
+    """Tells a `SeededDataset` the epoch that begins.
+
+    The loader that accelerate makes does so itself only with one process and as long as no batches are skipped.
+    """
 
     def __init__(self) -> None:
         self.dataset: SeededDataset | None = None

@@ -161,8 +161,6 @@ class VaqTrainer(Trainer):
             batch_size=self.args.per_device_train_batch_size,
             collate_fn=self._get_collator_with_removed_columns(self.data_collator),
             num_workers=self.args.dataloader_num_workers,
-            # Without one the loader would draw from the global generator, and training would depend on calibration.
-            generator=generator,
         )
         logger.info(f"Calibrating activation scales on {self.args.calibration_batches} training batches.")
         with seeded(self.args.data_seed):
