@@ -38,7 +38,11 @@ def train(folder, processes, **quantization):
 
 def test_two_processes_end_with_equal_weights_and_those_of_one_process(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", __file__]
-    done = subprocess.run([*command, str(tmp_path / "two")], capture_output=True, text=True, timeout=120)
+    # The helpers lie where pytest put them on the path of this process.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [*command, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for kind in ("all", "weights"):
         ranks = [load_file(tmp_path / "two" / kind / f"rank{rank}.safetensors") for rank in (0, 1)]

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import FAMILIES, IMAGE_SIZE
+from helpers import build as build_model
 from training_helpers import Images, arguments, states_equal, tiny_quantized_vit, tiny_vit
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, TrainingArguments
 
@@ -265,6 +267,20 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
         assert model.is_activation_checkpointing == checkpointing
         states.append(model.state_dict())
     assert states_equal(*states)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_in_bfloat16_with_checkpointed_activations(tmp_path, family):
+    model = hf_vaq.quantize(build_model(family), hf_vaq.QuantConfig(weight_bits=2, activation_bits=2))
+    fields = {"bf16": True, "activation_checkpointing": True, "bin_regularization_start": 0.0, "max_steps": 2}
+    dataset = Images(8, size=IMAGE_SIZE)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer = build(tmp_path, model, build_model(family, seed=1), dataset, eval_dataset=dataset, **fields)
+    trainer.train()
+    assert np.isfinite(trainer.evaluate()["eval_loss"])
+    still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+    # Dinov2's mask token takes part in pre-training only.
+    assert [name for name in still if not name.endswith("mask_token")] == []
 
 
 def test_a_model_whose_forward_takes_no_labels_is_trained_and_evaluated(tmp_path):

@@ -1,25 +1,16 @@
 """Tiny models, data and arguments for the tests of the trainer."""
 
 import torch
-from transformers import ViTConfig, ViTForImageClassification
+from helpers import build
 
 from hf_vaq import QuantConfig, quantize
 from hf_vaq.training import VaqTrainingArguments
 
 
 def tiny_vit(seed=0, dropout=0.0, **config):
-    torch.manual_seed(seed)
-    defaults = {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "image_size": 8,
-        "patch_size": 4,
-        "num_labels": 3,
-        "hidden_dropout_prob": dropout,
-    }
-    return ViTForImageClassification(ViTConfig(**defaults | config))
+    """Smaller than the shared one: the tests of the trainer build and train hundreds."""
+    size = {"hidden_size": 16, "intermediate_size": 32, "image_size": 8, "patch_size": 4}
+    return build("vit", seed, **size | {"hidden_dropout_prob": dropout} | config)
 
 
 def tiny_quantized_vit(seed=0, dropout=0.0, weight_bits=2, activation_bits=4, **config):
