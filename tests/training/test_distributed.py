@@ -41,7 +41,7 @@ def test_two_processes_end_with_equal_weights_and_those_of_one_process(tmp_path)
     # The helpers lie where pytest put them on the path of this process.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        [*command, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=120
+        [*command, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for kind in ("all", "weights"):
