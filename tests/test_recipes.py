@@ -73,7 +73,7 @@ def test_recipe_begins_with_a_line_that_names_what_it_does(recipe):
 
 
 def test_name_of_recipe_states_its_bits(recipe):
-    width = re.search(r"_w(\d)a(\d)$", recipe.name)
+    width = re.search(r"_w(\d)a(\d)(?:_|$)", recipe.name)
     if width is not None:
         assert (recipe.quantization.weight_bits, recipe.quantization.activation_bits) == tuple(
             map(int, width.groups())
