@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from helpers import IMAGE_SIZE, build, images
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTImageProcessor
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor
 
 import hf_vaq
 from hf_vaq.cli import COMMANDS, build_parser, main
@@ -26,7 +27,6 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
 )
 TOP_FOLDERS = ("hf_vaq", "recipes", "docs", "tests", "benchmarks", "hub_cards", ".ci")
-IMAGE_SIZE = 16
 
 
 def text_of(document: str) -> str:
@@ -202,31 +202,20 @@ def test_ci_installs_tests_and_runs_as_the_readme_says():
 def stand_ins(tmp_path, monkeypatch):
     """Tiny local models and data in the place of everything on the Hub, and an empty folder to work in."""
     labels = ["tench", "goldfish", "great white shark"]
-    config = ViTConfig(
-        image_size=IMAGE_SIZE,
-        patch_size=8,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-    )
-    torch.manual_seed(0)
-    start = tmp_path / "start"
-    AutoModelForImageClassification.from_config(config).save_pretrained(start)
-    ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(start)
-    packed = tmp_path / "work" / "outputs" / "digits" / "vit_w2a2" / "packed"
-    model = hf_vaq.quantize(AutoModelForImageClassification.from_pretrained(start), hf_vaq.QuantConfig())
-    hf_vaq.calibrate(model, [torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)])
+    model = build(id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
+    processor = ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    start, work = tmp_path / "start", tmp_path / "work"
+    packed = work / "outputs" / "digits" / "vit_w2a2" / "packed"  # what the main job leaves
+    model.save_pretrained(start)
+    hf_vaq.calibrate(hf_vaq.quantize(model, hf_vaq.QuantConfig()), [images()])
     hf_vaq.pack(model).save_pretrained(packed)
-    ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(packed)
+    processor.save_pretrained(start)
+    processor.save_pretrained(packed)
 
     for loader in (AutoModelForImageClassification, AutoImageProcessor):
         monkeypatch.setattr(loader, "from_pretrained", _redirected(loader.from_pretrained, start))
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: _pictures(labels))
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
+    monkeypatch.chdir(work)
 
 
 def _redirected(from_pretrained, start: Path):
