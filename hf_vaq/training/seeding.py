@@ -17,18 +17,28 @@ from transformers import TrainerCallback
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Seed the generators of Python, NumPy and torch (CPU) from `key`, and put their states back afterwards."""
-    seed = int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    with _kept_states():
+        _seed(key)
+        yield
+
+
+@contextmanager
+def _kept_states() -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    # Not torch.manual_seed: that would reseed GPUs too, whose state is not put back here.
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def _seed(key: tuple[int, ...]) -> None:
+    seed = int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    # Not torch.manual_seed: that would reseed GPUs too, whose state is not put back here.
+    torch.default_generator.manual_seed(seed)
 
 
 class SeededDataset(Dataset):
@@ -56,8 +66,17 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        with seeded(self.seed, int(self._epoch), int(index)):
-            return self.dataset[index]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """The items of a batch, each with its own seed; the states of the generators are kept once for all of them."""
+        items = []
+        epoch = int(self._epoch)
+        with _kept_states():
+            for index in indices:
+                _seed((self.seed, epoch, int(index)))
+                items.append(self.dataset[index])
+        return items
 
 
 class EpochSetter(TrainerCallback):
