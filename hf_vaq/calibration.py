@@ -37,7 +37,7 @@ def calibrate(model: nn.Module, dataloader: Iterable[Any], max_batches: int | No
     """Set the activation scales from images.
 
     The images pass through the model with quantized weights and unquantized activations; every quantizer gathers a
-    histogram of what it sees, and takes the scale of least squared error for it (see `least_squares_fit`). Use training
+    histogram of what it sees, and takes the scale of least squared error for it, see `least_squares_fit`. Use training
     images: calibrating on validation images would leak them into the model. With several processes (torch.distributed
     initialised) call it on every one of them, each with its share of the images; the scales are averaged and equal
     everywhere.
