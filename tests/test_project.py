@@ -1,9 +1,10 @@
 """What the project promises about itself: its version, its public names, and a tree free of any machine's paths."""
 
+import ast
 import inspect
 import re
 import subprocess
-import typing
+from collections.abc import Iterator
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -41,11 +42,27 @@ def test_public_names_are_listed_and_documented():
         assert isinstance(public, str) or (inspect.getdoc(public) or "").strip(), f"hf_vaq.{name} has no docstring"
 
 
-@pytest.mark.parametrize("name", ["calibrate", "pack", "quantize"])
-def test_public_functions_are_typed_throughout(name):
-    function = getattr(hf_vaq, name)
-    hints = typing.get_type_hints(function)
-    assert set(inspect.signature(function).parameters) | {"return"} <= set(hints)
+def public_functions(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    for child in node.body:
+        name = f"{prefix}.{getattr(child, 'name', '')}"
+        if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+            yield from public_functions(child, name)
+        elif isinstance(child, ast.FunctionDef) and not child.name.startswith("_"):
+            yield name, child
+
+
+def test_public_functions_and_methods_are_typed_throughout():
+    untyped = []
+    functions = 0
+    for file in sorted((ROOT / "hf_vaq").rglob("*.py")):
+        for name, function in public_functions(ast.parse(file.read_text(encoding="utf-8")), file.stem):
+            functions += 1
+            arguments = [node for node in ast.iter_child_nodes(function.args) if isinstance(node, ast.arg)]
+            missing = [node.arg for node in arguments if node.annotation is None and node.arg not in ("self", "cls")]
+            if missing or function.returns is None:
+                untyped.append(f"{file.relative_to(ROOT)}: {name} {missing}")
+    assert functions > 100
+    assert not untyped, "\n".join(untyped)
 
 
 def test_no_file_names_a_path_of_some_machine():
