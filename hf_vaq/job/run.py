@@ -68,6 +68,8 @@ class _Run:
         self.recipe = recipe
         self.training = recipe.training
         self.folder = Path(recipe.training.output_dir)
+        # Asked first, because it is what sets up the processes and the device that the recipe wants (use_cpu).
+        self.device = recipe.training.device
         self.state = PartialState()
         self.report = report if self.state.is_main_process else lambda message: None
         self.seconds: dict[str, float] = {}
@@ -79,6 +81,7 @@ class _Run:
         with self.state.local_main_process_first():
             self.splits = Splits.load(self.recipe.data)
         self._prepare_model()
+        self._on_main_process(lambda: output.write_text(self.folder / output.RECIPE, self.recipe.to_yaml()))
         with self._phase("full precision"):
             start, float_result = self._full_precision()
         with self._phase(self.bits):
@@ -99,7 +102,6 @@ class _Run:
             output.claim_output_folder(
                 self.folder, resume=self.resume, overwrite=self.recipe.output.overwrite_output_dir
             )
-            output.write_text(self.folder / output.RECIPE, self.recipe.to_yaml())
 
         self._on_main_process(claim)
 
@@ -111,6 +113,10 @@ class _Run:
             self.processor = new_image_processor(self.config, arguments)
         else:
             self.config = load_config(arguments.model)
+            if getattr(self.config, "quantization_config", None) is not None:
+                raise ValueError(
+                    f"model is {arguments.model!r}, which is quantized already; accepted: full precision."
+                )
             self.processor = load_image_processor(arguments.model)
         check_input_format(self.processor, self.config)
         id2label = self.config.id2label
@@ -185,11 +191,11 @@ class _Run:
             share=(self.state.process_index, self.state.num_processes),
         )
         self.report("calibrating the activations on training images")
-        model.to(self.state.device)
+        model.to(self.device)
         calibrate(model, DataLoader(images, batch_size=batch_size))
 
     def _trainer(self, model: PreTrainedModel, arguments: VaqTrainingArguments, teacher: Any) -> VaqTrainer:
-        if self.state.device.type == "cpu":
+        if self.device.type == "cpu":
             # Pinned memory speeds up copies to an accelerator; without one torch only warns about it.
             arguments.dataloader_pin_memory = False
         return VaqTrainer(
@@ -228,7 +234,7 @@ class _Run:
             model,
             self.evaluation_set,
             batch_size=self.training.per_device_eval_batch_size,
-            device=self.state.device,
+            device=self.device,
             num_workers=self.training.dataloader_num_workers,
             progress=not self.training.disable_tqdm,
             description=f"evaluating {description}",

@@ -61,8 +61,13 @@ class Recipe:
         return VaqTrainingArguments(**values)
 
     def to_yaml(self) -> str:
-        """Return the recipe as it was run: the values of the file and of the command line together."""
-        return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+        """Return the recipe as it was run: the values of the file and of the command line together.
+
+        What concerns only the folder of one run (to resume, to overwrite) is left out.
+        """
+        only_once = ("resume_from_checkpoint", "overwrite_output_dir")
+        values = {name: value for name, value in self.values.items() if name not in only_once}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:

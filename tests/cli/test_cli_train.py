@@ -91,6 +91,7 @@ def test_the_same_recipe_gives_the_same_model_and_resuming_does_too(tiny_run, tm
     ).read_bytes()
     assert main([*command, "--overwrite_output_dir"]) == 0
     capsys.readouterr()
+    assert "overwrite_output_dir" not in (out / "recipe.yaml").read_text()
     for name in ("float", "packed"):
         first = tiny_run.folder / name / "model.safetensors"
         assert (out / name / "model.safetensors").read_bytes() == first.read_bytes()
@@ -166,7 +167,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
 def test_bad_recipes_are_refused_before_any_training(tmp_path, capsys, values, message):
     recipe = write_recipe(tmp_path, **values)
     assert message in refused(capsys, recipe, "--output_dir", tmp_path / "out")
-    assert not (tmp_path / "out").exists() or {path.name for path in (tmp_path / "out").iterdir()} <= {"recipe.yaml"}
+    # so that the corrected recipe can be run at once
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 def test_a_model_of_another_image_size_than_its_processor_is_refused(tiny_run, tmp_path, capsys):
@@ -187,6 +189,11 @@ def test_labels_that_the_model_does_not_know_are_refused(tiny_run, tmp_path, cap
     path.write_text(json.dumps(config))
     recipe = write_recipe(tmp_path, model=str(tmp_path / "model"), model_config=None, float_num_train_epochs=0)
     assert "labels that the model does not know: '3'" in refused(capsys, recipe, "--output_dir", tmp_path / "out")
+
+
+def test_a_model_that_is_quantized_already_is_refused(tiny_run, tmp_path, capsys):
+    recipe = write_recipe(tmp_path, model=str(tiny_run.folder / "packed"), model_config=None, float_num_train_epochs=0)
+    assert "is quantized already" in refused(capsys, recipe, "--output_dir", tmp_path / "out")
 
 
 def test_a_model_that_does_not_exist_is_refused(tmp_path, capsys):
