@@ -1,4 +1,4 @@
-"""The datasets of a run: training (augmented), calibration and evaluation (as the image processor makes them)."""
+"""The datasets of a run: training (augmented) and evaluation (as the image processor makes them)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import numpy as np
 
 from ..data import (
     ImageClassificationDataset,
@@ -57,27 +56,6 @@ class Splits:
     def evaluation_set(self, id2label: Mapping[int, str], image_processor: Any) -> ImageClassificationDataset:
         """Return the held-out images."""
         return self._dataset(self.held_out, id2label, evaluation_transform(image_processor))
-
-    def calibration_set(
-        self,
-        id2label: Mapping[int, str],
-        image_processor: Any,
-        *,
-        size: int,
-        seed: int,
-        share: tuple[int, int] = (0, 1),
-    ) -> ImageClassificationDataset:
-        """Return training images without variation, chosen at random.
-
-        Args:
-            size: how many, for all processes together; fewer where the split has fewer.
-            seed: seed of the choice.
-            share: index of this process and number of processes; each gets its part of the images.
-        """
-        rows = np.random.default_rng(seed).permutation(len(self.train))[:size]
-        rank, world_size = share
-        rows = rows[rank::world_size] if len(rows) >= world_size else rows
-        return self._dataset(self.train.select(rows), id2label, evaluation_transform(image_processor))
 
     def _dataset(
         self, split: datasets.Dataset, id2label: Mapping[int, str], transform: Any

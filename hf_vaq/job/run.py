@@ -15,14 +15,11 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..calibration import calibrate
 from ..data import check_input_format
 from ..evaluation import EvaluationResult, compute_metrics, evaluate_model, preprocess_logits_for_metrics
-from ..nn import activation_quantizers
 from ..packing import pack
 from ..recipe import Recipe
 from ..recipe.arguments import SELF_TEACHER
@@ -162,7 +159,6 @@ class _Run:
         set_seed(arguments.seed)
         config = self.recipe.quantization.config()
         model = load_model(start, quantization_config=config)
-        self._calibrate(model)
         if arguments.max_steps > 0 or arguments.num_train_epochs > 0:
             length = (
                 f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
@@ -170,29 +166,16 @@ class _Run:
             self.report(f"training the {self.bits} model for {length}")
             trainer = self._trainer(model, arguments, teacher=self._teacher(start))
             trainer.train(resume_from_checkpoint=self._checkpoint())
-            model = trainer.model
-        self._save(model, self.folder / output.TRAINED)
-        return model
+        else:
+            self.report("calibrating the activations on training images")
+            trainer = self._trainer(model, arguments, teacher=None)
+            trainer.calibrate()
+        self._save(trainer.model, self.folder / output.TRAINED)
+        return trainer.model
 
     def _teacher(self, start: str | Path) -> str | None:
         teacher = self.recipe.model.teacher
         return str(start) if teacher == SELF_TEACHER else teacher
-
-    def _calibrate(self, model: PreTrainedModel) -> None:
-        """Set the activation scales before the model is wrapped for several processes; they become equal on all."""
-        if next(activation_quantizers(model), None) is None:
-            return
-        batch_size = self.training.per_device_train_batch_size
-        images = self.splits.calibration_set(
-            model.config.id2label,
-            self.processor,
-            size=self.training.calibration_batches * batch_size,
-            seed=self.training.data_seed,
-            share=(self.state.process_index, self.state.num_processes),
-        )
-        self.report("calibrating the activations on training images")
-        model.to(self.device)
-        calibrate(model, DataLoader(images, batch_size=batch_size))
 
     def _trainer(self, model: PreTrainedModel, arguments: VaqTrainingArguments, teacher: Any) -> VaqTrainer:
         if self.device.type == "cpu":

@@ -142,15 +142,19 @@ class VaqTrainer(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         # Before the model is wrapped for distributed training, so that all processes start from equal scales.
         if resume_from_checkpoint is None:
-            if not is_calibrated(self.model):
-                self._calibrate()
+            self.calibrate()
             if self.args.oscillation_tracking:
                 self.tracker.start(self.model)
         self._means.reset()
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
-    def _calibrate(self) -> None:
-        """Set the activation scales from a seeded choice of training images, the same on every process."""
+    def calibrate(self) -> None:
+        """Set the activation scales, where the model has none yet, from training images.
+
+        Their choice depends on `args.data_seed` only; it is the same on every process. `train` does it by itself.
+        """
+        if is_calibrated(self.model):
+            return
         generator = torch.Generator().manual_seed(self.args.data_seed)
         dataset, count = self.train_dataset, self.args.calibration_batches * self.args.per_device_train_batch_size
         if _has_indices(dataset):

@@ -205,7 +205,7 @@ def test_an_uncalibrated_model_is_calibrated_on_seeded_training_images_whatever_
         trainer = build(tmp_path, model, dataset=dataset, calibration_batches=3, max_steps=1)
         torch.rand(draws)
         before = torch.get_rng_state()
-        trainer._calibrate()
+        trainer.calibrate()
         assert torch.equal(torch.get_rng_state(), before)
         states.append(model.state_dict())
     assert hf_vaq.is_calibrated(model)
@@ -229,7 +229,7 @@ def test_after_training_every_parameter_has_moved(tmp_path):
     model = tiny_quantized_vit()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     trainer = build(tmp_path, model, tiny_vit(1, initializer_range=0.5), learning_rate=1e-2, max_steps=2)
-    trainer._calibrate()
+    trainer.calibrate()
     before |= {name: p.clone() for name, p in model.named_parameters() if name in quantizer_parameter_names(model)}
     trainer.train()
     assert [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])] == []
