@@ -1,6 +1,6 @@
 """Image classification data: loading and checking, label matching, augmentation, and a torch dataset."""
 
-from .dataset import ImageClassificationDataset, ImageDecodeError
+from .dataset import ImageClassificationDataset, ImageDecodeError, decode_image
 from .digits import load_digits
 from .labels import dataset_label_names, model_labels
 from .loading import held_out_split, load_dataset, prepare_columns, select_split
@@ -20,6 +20,7 @@ __all__ = [
     "InputFormat",
     "check_input_format",
     "dataset_label_names",
+    "decode_image",
     "evaluation_transform",
     "held_out_split",
     "input_format",

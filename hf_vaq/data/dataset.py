@@ -51,14 +51,26 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
         return {"pixel_values": self._transform(self._decode(index)), "labels": int(self._labels[index])}
 
     def _decode(self, index: int) -> Image.Image:
-        stored = self._images[index][self._column]
-        where = f"column {self._column!r}, row {index}"
-        if stored is None:
-            raise ImageDecodeError(f"There is no image in {where}.")
-        if stored.get("path"):
-            where += f" (file {stored['path']})"
-        try:
-            return self._decoder.decode_example(stored).convert("RGB")
-        # PIL raises OSError for truncated and unknown files, SyntaxError and ValueError for broken headers.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ImageDecodeError(f"The image in {where} cannot be read: {error}") from error
+        return decode_image(self._images[index][self._column], f"column {self._column!r}, row {index}", self._decoder)
+
+
+def decode_image(stored: dict[str, Any] | None, where: str, decoder: datasets.Image) -> Image.Image:
+    """Return an image of a column that is not decoded, in RGB.
+
+    Args:
+        stored: its encoded "bytes" or "path", or both.
+        where: it stands, for messages.
+        decoder: feature of the column.
+
+    Raises:
+        ImageDecodeError: there is no image, or it cannot be read.
+    """
+    if stored is None:
+        raise ImageDecodeError(f"There is no image in {where}.")
+    if stored.get("path"):
+        where += f" (file {stored['path']})"
+    try:
+        return decoder.decode_example(stored).convert("RGB")
+    # PIL raises OSError for truncated and unknown files, SyntaxError and ValueError for broken headers.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageDecodeError(f"The image in {where} cannot be read: {error}") from error

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ..soft_labels.recovery import RECOVERIES
+
 SCALE_LEARNING_RATE_FACTOR = 10.0
 """Default learning rate of the scales, in units of `learning_rate`: they are learned in the logarithmic domain, where
 a step of size lr is a relative change by lr, and a scale has further to go than a weight."""
@@ -69,6 +71,21 @@ class VaqTrainingArguments(TrainingArguments):
         metadata={"help": "Frequency (oscillations per step) above which a weight oscillates. From 0 to below 1."},
     )
 
+    num_crops: int = field(
+        default=4,
+        metadata={
+            "help": "With soft_labels: crops of an image that enter a batch together. The image is decoded once for"
+            " all of them. At least 1; per_device_train_batch_size, counted in crops, is a multiple of it."
+        },
+    )
+    soft_label_recovery: str = field(
+        default="smoothing",
+        metadata={
+            "help": "With soft_labels of the top k classes: what the others get. 'smoothing' spreads the rest of the"
+            " probability evenly over them, 'renormalization' gives them nothing."
+        },
+    )
+
     def __post_init__(self) -> None:
         _check_number("distillation_temperature", self.distillation_temperature, "a positive number", lambda x: x > 0)
         _check_number("hard_label_weight", self.hard_label_weight, "a number from 0 to 1", lambda x: 0 <= x <= 1)
@@ -89,10 +106,12 @@ class VaqTrainingArguments(TrainingArguments):
         _check_number(
             "oscillation_threshold", self.oscillation_threshold, "a number from 0 to below 1", lambda x: 0 <= x < 1
         )
-        if isinstance(self.calibration_batches, bool) or not (
-            isinstance(self.calibration_batches, int) and self.calibration_batches >= 1
-        ):
-            raise ValueError(f"calibration_batches={self.calibration_batches!r}: expected an integer, 1 or more.")
+        for name in ("calibration_batches", "num_crops"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name}={value!r}: expected an integer, 1 or more.")
+        if self.soft_label_recovery not in RECOVERIES:
+            raise ValueError(f"soft_label_recovery={self.soft_label_recovery!r}: expected {' or '.join(RECOVERIES)}.")
         if not isinstance(self.oscillation_tracking, bool):
             raise ValueError(f"oscillation_tracking={self.oscillation_tracking!r}: expected True or False.")
         super().__post_init__()

@@ -14,7 +14,12 @@ RESIZABLE = ("swin", "swinv2", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 def check_dataset(
-    dataset: Any, collate: Callable[[list[Any]], Mapping[str, Any]], config: PretrainedConfig, name: str
+    dataset: Any,
+    collate: Callable[[list[Any]], Mapping[str, Any]],
+    config: PretrainedConfig,
+    name: str,
+    *,
+    hard_labels: bool = True,
 ) -> Tensor:
     """Refuse a dataset that `VaqTrainer` cannot train or evaluate a model on, judging by its first example.
 
@@ -23,6 +28,7 @@ def check_dataset(
         collate: makes a batch of a list of examples.
         config: of the model.
         name: of the dataset, for messages.
+        hard_labels: whether an example has to have an integer label.
 
     Returns:
         The pixel values of the first example, (1, channels, height, width).
@@ -39,11 +45,13 @@ def check_dataset(
             f"{name} has no field 'pixel_values' (its examples have {fields}): expected a float tensor (channels,"
             " height, width) per example; give the dataset a transform that makes it from the image."
         )
+    _check_pixel_values(pixel_values, config, name)
+    if not hard_labels:
+        return pixel_values
     if labels is None:
         raise ValueError(
             f"{name} has no field 'labels' or 'label' (its examples have {fields}): expected an integer per example."
         )
-    _check_pixel_values(pixel_values, config, name)
     _check_labels(labels, config, name)
     return pixel_values
 

@@ -80,13 +80,13 @@ class SeededDataset(Dataset):
 
 
 class EpochSetter(TrainerCallback):
-    """Tells a `SeededDataset` the epoch that begins.
+    """Tells a dataset with `set_epoch` the epoch that begins.
 
     The loader that accelerate makes does so itself only with one process and as long as no batches are skipped.
     """
 
     def __init__(self) -> None:
-        self.dataset: SeededDataset | None = None
+        self.dataset: Any = None  # SeededDataset or SoftLabelDataset
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer before it makes the epoch's iterator; after a resume `state.epoch` is a fraction."""

@@ -68,9 +68,9 @@ def build_teacher(
         location = os.fspath(teacher)
         teacher = AutoModelForImageClassification.from_pretrained(location)
         if teacher_processor is None:
-            teacher_processor = _saved_processor(location, teacher.config)
+            teacher_processor = saved_processor(location, teacher.config)
     elif teacher_processor is None:
-        teacher_processor = _timm_processor(teacher.config)
+        teacher_processor = timm_processor(teacher.config)
     if teacher is student:
         raise ValueError("teacher and student are the same object; pass a copy: the teacher must not change.")
     label_order = match_labels(student.config, teacher.config)
@@ -136,7 +136,7 @@ def _conversion(
     return PixelConversion(have, want, size if want.size is None else want.size)
 
 
-def _timm_processor(config: PretrainedConfig) -> Any:
+def timm_processor(config: PretrainedConfig) -> Any:
     """The image processor that a timm model describes in its own configuration; None for other models."""
     if config.model_type != "timm_wrapper" or not getattr(config, "pretrained_cfg", None):
         return None
@@ -145,8 +145,13 @@ def _timm_processor(config: PretrainedConfig) -> Any:
     return TimmWrapperImageProcessor(pretrained_cfg=config.pretrained_cfg, architecture=config.architecture)
 
 
-def _saved_processor(location: str, config: PretrainedConfig) -> Any:
-    processor = _timm_processor(config)
+def saved_processor(location: str, config: PretrainedConfig) -> Any:
+    """The image processor saved beside a model, or the one a timm model carries in its configuration.
+
+    Raises:
+        ValueError: there is none.
+    """
+    processor = timm_processor(config)
     if processor is not None:
         return processor
     try:

@@ -9,12 +9,14 @@ import datasets
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
 from ..calibration import calibrate, is_calibrated
 from ..nn import weight_quantized_modules
+from ..soft_labels.dataset import SoftLabelDataset
+from ..soft_labels.store import SoftLabelStore
 from .arguments import VaqTrainingArguments
 from .checks import check_dataset
 from .distillation import soft_cross_entropy
@@ -24,6 +26,7 @@ from .oscillation import OscillationTracker
 from .parameter_groups import split_scale_groups
 from .regularization import cosine_ramp, model_bin_regularizer
 from .seeding import EpochSetter, SeededDataset, seeded
+from .stored_labels import build_soft_label_dataset
 from .teacher import build_teacher
 
 logger = logging.get_logger(__name__)
@@ -35,6 +38,10 @@ class VaqTrainer(Trainer):
     The loss is (1 - w) * soft cross-entropy with the teacher + w * cross-entropy with the labels, w being
     `args.hard_label_weight`; without a teacher it is the cross-entropy with the labels. Training adds lambda times the
     bin regularizer of the quantized weights. The evaluation loss is the cross-entropy with the labels, always.
+
+    With `soft_labels` there is neither a teacher nor a hard label in training: the loss is the soft cross-entropy with
+    the stored labels of `num_crops` crops of every image of a batch. Batch size and epochs are counted in crops, see
+    `hf_vaq.soft_labels.SoftLabelDataset`; the last, incomplete batch of an epoch is dropped.
 
     Beyond `transformers.Trainer` it
 
@@ -59,11 +66,15 @@ class VaqTrainer(Trainer):
         teacher: an image-classification model, or the Hub id or folder of one; its parameters are frozen. It may
             have its own image size, normalisation and order of labels.
         teacher_processor: image processor of the teacher, see `build_teacher`.
+        soft_labels: a store of soft labels instead of a teacher, or the folder or Hub id of one. `train_dataset` is
+            then a `datasets.Dataset` with the images that were labelled, not transformed, and `processing_class`
+            says how crops become pixel values.
+        num_crops: instead of `args.num_crops`.
         **kwargs: as for `transformers.Trainer`; `compute_loss_func` is not accepted.
 
     Raises:
         TypeError: if `args` are not `VaqTrainingArguments`.
-        ValueError: if teacher and student do not fit each other.
+        ValueError: if teacher or stored labels and student do not fit each other.
     """
 
     args: VaqTrainingArguments
@@ -81,12 +92,16 @@ class VaqTrainer(Trainer):
         *,
         teacher: PreTrainedModel | str | os.PathLike | None = None,
         teacher_processor: Any = None,
+        soft_labels: SoftLabelStore | str | os.PathLike | None = None,
+        num_crops: int | None = None,
         **kwargs: Any,
     ):
         if not isinstance(args, VaqTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}: VaqTrainer expects VaqTrainingArguments.")
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func is not accepted: VaqTrainer computes the loss; subclass compute_loss.")
+        if soft_labels is not None and teacher is not None:
+            raise ValueError("teacher and soft_labels exclude each other: stored labels replace the teacher.")
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         if args.label_names is None:
             # Not every model has labels in its signature (DeiT with its distillation head has none).
@@ -96,6 +111,14 @@ class VaqTrainer(Trainer):
         if teacher is not None:
             teacher = build_teacher(teacher, self.model, processing_class, teacher_processor)
             self.teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        if num_crops is not None:
+            args.num_crops = num_crops
+        if soft_labels is not None:
+            self.train_dataset = build_soft_label_dataset(
+                train_dataset, soft_labels, self.model, processing_class, args
+            )
+            # Several processes would otherwise fill it up with crops that the epoch has seen.
+            args.dataloader_drop_last = True
         self.tracker = OscillationTracker(args.oscillation_momentum, args.oscillation_threshold)
         if args.oscillation_tracking:
             self.add_callback(self.tracker)
@@ -121,7 +144,12 @@ class VaqTrainer(Trainer):
             raise ValueError("VaqTrainer: training requires a train_dataset.")
         collate = self._get_collator_with_removed_columns(self.data_collator)
         with seeded(self.args.data_seed):
-            pixel_values = check_dataset(self.train_dataset, collate, self.model.config, "train_dataset")
+            stored = isinstance(self.train_dataset, SoftLabelDataset)
+            if stored:
+                self.train_dataset.check(shards=self.args.local_process_index == 0)
+            pixel_values = check_dataset(
+                self.train_dataset, collate, self.model.config, "train_dataset", hard_labels=not stored
+            )
             if self.eval_dataset is not None:
                 parts = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
                 for key, dataset in parts.items():
@@ -173,7 +201,10 @@ class VaqTrainer(Trainer):
     def _get_dataloader(
         self, dataset: Any, description: str, *args: Any, is_training: bool = False, **kwargs: Any
     ) -> Any:
-        if _has_indices(dataset):
+        if isinstance(dataset, SoftLabelDataset):
+            # It is seeded itself, and reads the crops of an image together.
+            self._epoch_setter.dataset = dataset
+        elif _has_indices(dataset):
             if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
                 dataset = self._remove_unused_columns(dataset, description=description)
             # Columns that only a transform reads are removed after it, by the collator: see the base class.
@@ -181,6 +212,18 @@ class VaqTrainer(Trainer):
             if is_training:
                 self._epoch_setter.dataset = dataset
         return super()._get_dataloader(dataset, description, *args, is_training=is_training, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, SoftLabelDataset):
+            # The dataset shuffles images; the crops of one have to stay together.
+            return SequentialSampler(dataset)
+        return super()._get_train_sampler(train_dataset)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "soft_labels" not in self._signature_columns:
+            self._signature_columns.append("soft_labels")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As in the base class, with scales and offsets in groups of their own."""
@@ -205,16 +248,19 @@ class VaqTrainer(Trainer):
             NonFiniteError: in training mode, if the loss is NaN or infinite.
         """
         inputs = dict(inputs)
-        labels = inputs.pop("labels")
+        labels, soft_labels = inputs.pop("labels", None), inputs.pop("soft_labels", None)
         outputs = model(**inputs)
         if model.training:
-            loss = self._training_loss(outputs.logits, labels, inputs)
+            loss = self._training_loss(outputs.logits, labels, soft_labels, inputs)
         else:
             loss = F.cross_entropy(outputs.logits.float(), labels)
         return (loss, outputs) if return_outputs else loss
 
-    def _training_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Any]) -> Tensor:
-        weight = 1.0 if self.teacher is None else self.args.hard_label_weight
+    def _training_loss(
+        self, logits: Tensor, labels: Tensor | None, soft_labels: Tensor | None, inputs: dict[str, Any]
+    ) -> Tensor:
+        distils = self.teacher is not None or soft_labels is not None
+        weight = self.args.hard_label_weight if distils else 1.0
         terms: dict[str, Tensor] = {}
         teacher_logits = None
         loss = torch.zeros((), device=logits.device)
@@ -223,6 +269,9 @@ class VaqTrainer(Trainer):
             soft = soft_cross_entropy(logits, teacher_logits, self.args.distillation_temperature)
             terms["distillation_loss"] = soft.detach()
             loss = loss + (1 - weight) * soft
+        elif soft_labels is not None:
+            loss = F.cross_entropy(logits.float(), soft_labels)
+            terms["distillation_loss"] = loss.detach()
         if weight > 0:
             hard = F.cross_entropy(logits.float(), labels, label_smoothing=self.args.label_smoothing_factor)
             terms["hard_label_loss"] = hard.detach()
