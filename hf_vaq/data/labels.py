@@ -1,6 +1,7 @@
 """Bring the labels of a data set and the classes of a model together: by name where there are names."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 import datasets
@@ -29,9 +30,10 @@ def model_labels(split: datasets.Dataset, label_column: str, id2label: Mapping[i
     """Return for every row of the split the class index of the model, int64, shape (rows,).
 
     Names (a `ClassLabel` or a string column) are looked up in the model's `id2label`, so the order may differ and the
-    model may know more classes; case and underscores do not count. Integers without names (such as a column with
-    ImageNet's class numbers) are taken as the model's indices. A model whose labels are only placeholders
-    ("LABEL_0", ...) takes the data set's order if the number of classes agrees.
+    model may know more classes; case and underscores do not count. Where the model itself has one name for several
+    classes, as ImageNet checkpoints have, the position decides if all other names agree on theirs. Integers without
+    names (such as a column with ImageNet's class numbers) are taken as the model's indices. A model whose labels are
+    only placeholders ("LABEL_0", ...) takes the data set's order if the number of classes agrees.
 
     Raises:
         ValueError: a name that the model does not know, an index outside 0..num_labels-1, or an unlabelled row.
@@ -61,13 +63,7 @@ def _indices_by_name(names: list[str], id2label: Mapping[int, str], label_column
                 "they cannot be matched."
             )
         return np.arange(len(names))
-    index_of = {_normalized(name): index for index, name in enumerate(model_names)}
-    if len(index_of) < len(model_names):
-        # names that differ only in case or underscores must then be spelt exactly
-        index_of = {name: index for index, name in enumerate(model_names)}
-        found = [index_of.get(name) for name in names]
-    else:
-        found = [index_of.get(_normalized(name)) for name in names]
+    found = _positions(names, model_names)
     unknown = [name for name, index in zip(names, found, strict=True) if index is None]
     if unknown:
         raise ValueError(
@@ -76,6 +72,22 @@ def _indices_by_name(names: list[str], id2label: Mapping[int, str], label_column
             "indices as plain integers."
         )
     return np.asarray(found, dtype=np.int64)
+
+
+def _positions(names: list[str], model_names: list[str]) -> list[int | None]:
+    """Index of each name in the model, None where it has none."""
+    spelling = _normalized
+    if len({_normalized(name) for name in model_names}) < len(set(model_names)):
+        # Names that differ only in case or underscores must then be spelt exactly.
+        spelling = str
+    count = Counter(spelling(name) for name in model_names)
+    index_of = {spelling(name): i for i, name in enumerate(model_names) if count[spelling(name)] == 1}
+    found = [index_of.get(spelling(name)) for name in names]
+    # ImageNet checkpoints call two classes "crane", and data sets tell them apart by other names. Where the model has
+    # one name for several classes the position decides, if all other names stand at the same position on both sides.
+    repeated = [count[spelling(name)] > 1 for name in model_names]
+    same_order = len(names) == len(model_names) and all(index == i or repeated[i] for i, index in enumerate(found))
+    return [i if repeated[i] else index for i, index in enumerate(found)] if same_order else found
 
 
 def _column(split: datasets.Dataset, label_column: str) -> list:

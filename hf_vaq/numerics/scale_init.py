@@ -131,14 +131,11 @@ def least_squares_fit(
         with_offset: whether the zero level is free; else it is zero.
         weights: how often each value counts, as `groups`; once if not given.
     """
-    qn, qp = integer_range(bits, signed)
+    _, qp = integer_range(bits, signed)
     seen = groups if weights is None else groups.where(weights > 0, groups.new_full((), torch.nan))
     low, high = _nan_min(seen), _nan_max(seen)
     start_offset = low if with_offset else None
-    if with_offset:
-        full_range = (high - low) / qp
-    else:
-        full_range = high / qp if qn == 0 else torch.maximum(high / qp, low / qn)
+    full_range = (high - low if with_offset else torch.maximum(high, -low)) / qp
     best: LeastSquaresFit | None = None
     for share in CLIPPING_LADDER:
         fit = alternating_least_squares(

@@ -69,3 +69,17 @@ def test_a_model_with_placeholders_takes_the_order_of_the_data_set_if_the_number
 def test_a_column_of_another_type_is_refused():
     with pytest.raises(ValueError, match="whose type is float32; accepted: class labels, integers or strings"):
         model_labels(split_of([0.5], datasets.Value("float32")), "label", {0: "a"})
+
+
+def test_where_the_model_has_one_name_for_two_classes_the_position_decides():
+    # As ImageNet checkpoints do, whose classes 134 and 517 are both "crane".
+    split = datasets.Dataset.from_dict(
+        {"label": [0, 1, 2, 3]},
+        features=datasets.Features({"label": datasets.ClassLabel(names=["goose", "crane", "bus", "crane2"])}),
+    )
+    model = {0: "goose", 1: "crane", 2: "bus", 3: "crane"}
+    assert model_labels(split, "label", model).tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="'crane'"):
+        model_labels(split, "label", {0: "bus", 1: "crane", 2: "goose", 3: "crane"})
+    with pytest.raises(ValueError, match="'crane'"):
+        model_labels(split, "label", model | {4: "tree"})

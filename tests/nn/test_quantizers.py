@@ -111,7 +111,7 @@ def test_offset_of_unsigned_codes_is_calibrated_to_the_lower_end_of_gelu_and_lea
 def test_an_uncalibrated_quantizer_refuses_to_evaluate_and_calibrates_itself_in_training():
     x = torch.randn(4, 10)
     quantizer = ActivationQuantizer(4, ScaleGroups()).eval()
-    with pytest.raises(UncalibratedError, match="hf_vaq.calibrate"):
+    with pytest.raises(UncalibratedError, match=r"hf_vaq\.calibrate"):
         quantizer(x)
     quantizer.train()(x)
     assert quantizer.is_calibrated()

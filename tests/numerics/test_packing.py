@@ -32,5 +32,5 @@ def test_packed_codes_of_a_wrong_size_or_type_are_refused():
     packed = pack_codes(torch.zeros(16, dtype=torch.int64), 3)
     with pytest.raises(ValueError, match=r"16 codes of 3 bits are torch.uint8 of shape \(6,\)"):
         unpack_codes(packed[:-1], 3, 16)
-    with pytest.raises(ValueError, match="torch.int64"):
+    with pytest.raises(ValueError, match=r"torch\.int64"):
         unpack_codes(packed.long(), 3, 16)

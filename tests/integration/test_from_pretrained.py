@@ -191,7 +191,7 @@ def test_swin_with_a_training_form_in_bfloat16_keeps_scales_in_float32(tmp_path)
 
 def test_an_uncalibrated_model_is_neither_evaluated_nor_packed_nor_after_reloading(tmp_path):
     model = quantized(calibrated=False)
-    with pytest.raises(UncalibratedError, match="hf_vaq.calibrate"):
+    with pytest.raises(UncalibratedError, match=r"hf_vaq\.calibrate"):
         logits(model)
     with pytest.raises(UncalibratedError, match="input_quantizer'"):
         hf_vaq.pack(model)
