@@ -51,6 +51,13 @@ class VaqTrainingArguments(TrainingArguments):
             f" learning_rate. If not given: {SCALE_LEARNING_RATE_FACTOR:g} * learning_rate."
         },
     )
+    drop_path: float | None = field(
+        default=None,
+        metadata={
+            "help": "Stochastic depth: probability of dropping a branch of the last transformer block in training,"
+            " falling linearly to 0 in the first. From 0 to below 1. If not given the model keeps its own."
+        },
+    )
     calibration_batches: int = field(
         default=8,
         metadata={
@@ -106,6 +113,8 @@ class VaqTrainingArguments(TrainingArguments):
         _check_number(
             "oscillation_threshold", self.oscillation_threshold, "a number from 0 to below 1", lambda x: 0 <= x < 1
         )
+        if self.drop_path is not None:
+            _check_number("drop_path", self.drop_path, "a number from 0 to below 1, or None", lambda x: 0 <= x < 1)
         for name in ("calibration_batches", "num_crops"):
             value = getattr(self, name)
             if isinstance(value, bool) or not (isinstance(value, int) and value >= 1):

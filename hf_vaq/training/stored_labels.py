@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from ..soft_labels.dataset import SoftLabelDataset
 from ..soft_labels.store import SoftLabelStore
@@ -17,7 +17,7 @@ from .teacher import match_labels
 def build_soft_label_dataset(
     images: Any,
     soft_labels: SoftLabelStore | str | os.PathLike,
-    model: PreTrainedModel,
+    config: PretrainedConfig,
     processor: Any,
     args: VaqTrainingArguments,
 ) -> SoftLabelDataset:
@@ -26,7 +26,7 @@ def build_soft_label_dataset(
     Args:
         images: a `datasets.Dataset` with one image column: those that were labelled, in that order.
         soft_labels: the store, or its folder or Hub id.
-        model: the student.
+        config: of the student.
         processor: image processor of the student; size and normalisation of its pixel values are taken from it.
         args: of the trainer.
 
@@ -34,13 +34,7 @@ def build_soft_label_dataset(
         ValueError: naming the field, its value and what is accepted.
     """
     store = soft_labels if isinstance(soft_labels, SoftLabelStore) else SoftLabelStore.load(soft_labels)
-    for name, accepted, reason in (
-        ("hard_label_weight", 0, "stored labels are the only ones in the loss"),
-        ("distillation_temperature", 1, "the probabilities were stored at temperature 1"),
-        ("label_smoothing_factor", 0, "stored labels are soft already"),
-    ):
-        if getattr(args, name) != accepted:
-            raise ValueError(f"{name}={getattr(args, name)!r}: expected {accepted} with soft_labels: {reason}.")
+    check_loss_arguments(args)
     if images is None:
         raise ValueError("soft_labels are given without a train_dataset: expected the images that they belong to.")
     if processor is None:
@@ -48,9 +42,9 @@ def build_soft_label_dataset(
             "soft_labels are given without the student's image processor: pass it as processing_class, for the size "
             "and normalisation of the crops."
         )
-    order = _label_order(store, model.config)
-    normalization = measure_normalization(processor, getattr(model.config, "num_channels", 3))
-    size = normalization.size or model.config.image_size
+    order = _label_order(store, config)
+    normalization = measure_normalization(processor, getattr(config, "num_channels", 3))
+    size = normalization.size or config.image_size
     dataset = SoftLabelDataset(
         images,
         store,
@@ -73,6 +67,21 @@ def build_soft_label_dataset(
             f"{len(dataset)}; expected fewer."
         )
     return dataset
+
+
+def check_loss_arguments(args: VaqTrainingArguments) -> None:
+    """Refuse arguments that stored soft labels leave no place for.
+
+    Raises:
+        ValueError: naming the field, its value and what is accepted.
+    """
+    for name, accepted, reason in (
+        ("hard_label_weight", 0, "stored labels are the only ones in the loss"),
+        ("distillation_temperature", 1, "the probabilities were stored at temperature 1"),
+        ("label_smoothing_factor", 0, "stored labels are soft already"),
+    ):
+        if getattr(args, name) != accepted:
+            raise ValueError(f"{name}={getattr(args, name)!r}: expected {accepted} with soft_labels: {reason}.")
 
 
 def _label_order(store: SoftLabelStore, config: PretrainedConfig) -> list[int] | None:

@@ -20,6 +20,7 @@ from ..soft_labels.store import SoftLabelStore
 from .arguments import VaqTrainingArguments
 from .checks import check_dataset
 from .distillation import soft_cross_entropy
+from .drop_path import set_drop_path
 from .metrics import RunningMeans
 from .non_finite import NonFiniteError, check_gradients, describe_non_finite_loss, first_non_finite_tensor
 from .oscillation import OscillationTracker
@@ -106,7 +107,8 @@ class VaqTrainer(Trainer):
         if args.label_names is None:
             # Not every model has labels in its signature (DeiT with its distillation head has none).
             self.label_names = ["labels"]
-        _keep_parameter_names(self.model)
+        if model is not None:
+            self._set_up_model(model)
         self.teacher: nn.Module | None = None
         if teacher is not None:
             teacher = build_teacher(teacher, self.model, processing_class, teacher_processor)
@@ -115,7 +117,7 @@ class VaqTrainer(Trainer):
             args.num_crops = num_crops
         if soft_labels is not None:
             self.train_dataset = build_soft_label_dataset(
-                train_dataset, soft_labels, self.model, processing_class, args
+                train_dataset, soft_labels, self.model.config, processing_class, args
             )
             # Several processes would otherwise fill it up with crops that the epoch has seen.
             args.dataloader_drop_last = True
@@ -164,8 +166,15 @@ class VaqTrainer(Trainer):
                 )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """As in the base class; the new model keeps its parameter names when saved."""
-        return _keep_parameter_names(super().call_model_init(trial))
+        """As in the base class, and set up as a given model is."""
+        model = super().call_model_init(trial)
+        self._set_up_model(model)
+        return model
+
+    def _set_up_model(self, model: nn.Module) -> None:
+        _keep_parameter_names(model)
+        if self.args.drop_path is not None:
+            set_drop_path(model, self.args.drop_path)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         # Before the model is wrapped for distributed training, so that all processes start from equal scales.
@@ -363,7 +372,7 @@ class VaqTrainer(Trainer):
             )
 
 
-def _keep_parameter_names(model: nn.Module) -> nn.Module:
+def _keep_parameter_names(model: nn.Module) -> None:
     """Save parameters under the names they have in memory.
 
     A model that is not quantized would be saved with the names of older transformers versions, but the Trainer reads
@@ -371,7 +380,6 @@ def _keep_parameter_names(model: nn.Module) -> nn.Module:
     keep only the tensors whose names never changed. `from_pretrained` reads both.
     """
     model._weight_conversions = []
-    return model
 
 
 def _has_indices(dataset: Any) -> bool:
