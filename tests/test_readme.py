@@ -73,7 +73,7 @@ def at_the_top_of_the_repository(monkeypatch):
 
 def check_hf_vaq(words: list[str]) -> None:
     arguments, rest = build_parser().parse_known_args(words)
-    if arguments.command == "train":
+    if arguments.command in ("train", "label"):
         if arguments.recipe == "mine.yaml":  # what `hf-vaq recipes --copy` makes on the page before
             arguments.recipe = "digits/vit_w2a2"
         load_recipe(arguments.recipe, [*rest, "--use_cpu"])

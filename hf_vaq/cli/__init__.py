@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import evaluate, pack, recipes, train
+from . import evaluate, label, pack, recipes, train
 
-COMMANDS = {"train": train, "evaluate": evaluate, "pack": pack, "recipes": recipes}
+COMMANDS = {"train": train, "label": label, "evaluate": evaluate, "pack": pack, "recipes": recipes}
+_TAKE_FIELDS = ("train", "label")
+"""Commands that a recipe's fields may follow."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(
-            name, help=module.HELP, description=module.HELP, allow_abbrev=False, add_help=name != "train"
+            name, help=module.HELP, description=module.HELP, allow_abbrev=False, add_help=name not in _TAKE_FIELDS
         )
         module.add_arguments(command)
         command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
@@ -36,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 1 for bad input (2 where the command line itself is wrong)."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments, rest = build_parser().parse_known_args(words)
-    if rest and arguments.command != "train":
+    if rest and arguments.command not in _TAKE_FIELDS:
         arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest and words.index(rest[0]) < words.index(arguments.recipe):
         # Of `--field value RECIPE` argparse would take the value for the recipe.
-        arguments.parser.error("the recipe comes before its fields: hf-vaq train RECIPE --field value")
+        arguments.parser.error(f"the recipe comes before its fields: hf-vaq {arguments.command} RECIPE --field value")
     arguments.overrides = rest
     try:
         # Bars for reading and writing files would bury those of training and evaluation.

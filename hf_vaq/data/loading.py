@@ -10,36 +10,40 @@ from .digits import load_digits
 DIGITS = "digits"
 
 
-def load_dataset(name: str | Path, config: str | None = None) -> datasets.DatasetDict:
+def load_dataset(
+    name: str | Path, config: str | None = None, *, streaming: bool = False
+) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     """Return all splits of a data set.
 
     Args:
         name: "digits" (bundled), a local Parquet file, a local folder (Parquet files named after their splits, an
             image folder with one folder a class, or what `save_to_disk` wrote), or the id of a data set on the Hub.
         config: name of the configuration where the data set has several.
+        streaming: return streams, which read the data set as it is asked for and keep nothing of it.
 
     Raises:
         ValueError: nothing is found under the name; the message says what was tried.
     """
     path = Path(name).expanduser()
     if str(name) == DIGITS:
-        return load_digits()
+        return _streams(load_digits()) if streaming else load_digits()
     if path.is_file():
         if path.suffix != ".parquet":
             raise ValueError(
                 f"dataset is the file {str(path)!r}; accepted: a .parquet file, a folder, {DIGITS!r} or a Hub id."
             )
-        return datasets.load_dataset("parquet", data_files={"train": str(path)})
+        return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(str(path))
-        return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
+        splits = saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
+        return _streams(splits) if streaming else splits
     if not path.is_dir() and _is_path(str(name)):
         raise ValueError(
             f"dataset is {str(name)!r}, and there is no such folder or file; accepted: a local folder, a .parquet "
             f"file, {DIGITS!r} or a Hub id such as 'uoft-cs/cifar10'."
         )
     try:
-        return datasets.load_dataset(str(path) if path.is_dir() else str(name), config)
+        return datasets.load_dataset(str(path) if path.is_dir() else str(name), config, streaming=streaming)
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(
             f"dataset is {str(name)!r}: no local folder or file of that name, and as a Hub id it cannot be loaded: "
@@ -106,6 +110,10 @@ def prepare_columns(split: datasets.Dataset, image_column: str, label_column: st
             )
         split = split.cast_column(image_column, datasets.Image())
     return split
+
+
+def _streams(dataset: datasets.DatasetDict) -> datasets.IterableDatasetDict:
+    return datasets.IterableDatasetDict({name: split.to_iterable_dataset() for name, split in dataset.items()})
 
 
 def _is_path(name: str) -> bool:

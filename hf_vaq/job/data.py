@@ -53,6 +53,10 @@ class Splits:
         transform = training_transform(image_processor, self.arguments.augmentation())
         return self._dataset(self.train, id2label, transform)
 
+    def labelled_images(self) -> datasets.Dataset:
+        """Return the training images as they are, for stored soft labels."""
+        return self.train.select_columns([self.arguments.image_column])
+
     def evaluation_set(self, id2label: Mapping[int, str], image_processor: Any) -> ImageClassificationDataset:
         """Return the held-out images."""
         return self._dataset(self.held_out, id2label, evaluation_transform(image_processor))

@@ -23,7 +23,9 @@ from ..evaluation import EvaluationResult, compute_metrics, evaluate_model, prep
 from ..packing import pack
 from ..recipe import Recipe
 from ..recipe.arguments import SELF_TEACHER
+from ..soft_labels import SoftLabelStore
 from ..training import VaqTrainer, VaqTrainingArguments
+from ..training.stored_labels import build_soft_label_dataset
 from ..version import __version__
 from . import output
 from .data import Splits
@@ -119,9 +121,23 @@ class _Run:
         id2label = self.config.id2label
         self.train_set = self.splits.training_set(id2label, self.processor)
         self.evaluation_set = self.splits.evaluation_set(id2label, self.processor)
+        self.soft_labels = self._load_soft_labels()
         self.report(
             f"{len(self.train_set)} training and {len(self.evaluation_set)} held-out images, {len(id2label)} classes"
         )
+
+    def _load_soft_labels(self) -> SoftLabelStore | None:
+        """Open the store of soft labels and compare it with images and model, if the recipe trains from one."""
+        name = self.recipe.labels.soft_labels
+        if name is None:
+            return None
+        with self.state.local_main_process_first():
+            store = SoftLabelStore.load(name)
+        images = self.splits.labelled_images()
+        stored = build_soft_label_dataset(images, store, self.config, self.processor, self.training)
+        stored.check(shards=self.state.is_local_main_process)
+        self.report(f"soft labels of {store.settings.teacher}, {store.settings.crops_per_image} crops an image")
+        return store
 
     def _full_precision(self) -> tuple[str | Path, ModelResult | None]:
         """Return where the full-precision model lies, and its result (on the main process)."""
@@ -164,7 +180,10 @@ class _Run:
                 f"{arguments.max_steps} steps" if arguments.max_steps > 0 else f"{arguments.num_train_epochs:g} epochs"
             )
             self.report(f"training the {self.bits} model for {length}")
-            trainer = self._trainer(model, arguments, teacher=self._teacher(start))
+            if self.soft_labels is None:
+                trainer = self._trainer(model, arguments, teacher=self._teacher(start))
+            else:
+                trainer = self._trainer(model, arguments, teacher=None, soft_labels=self.soft_labels)
             trainer.train(resume_from_checkpoint=self._checkpoint())
         else:
             self.report("calibrating the activations on training images")
@@ -177,17 +196,24 @@ class _Run:
         teacher = self.recipe.model.teacher
         return str(start) if teacher == SELF_TEACHER else teacher
 
-    def _trainer(self, model: PreTrainedModel, arguments: VaqTrainingArguments, teacher: Any) -> VaqTrainer:
+    def _trainer(
+        self,
+        model: PreTrainedModel,
+        arguments: VaqTrainingArguments,
+        teacher: Any,
+        soft_labels: SoftLabelStore | None = None,
+    ) -> VaqTrainer:
         if self.device.type == "cpu":
             # Pinned memory speeds up copies to an accelerator; without one torch only warns about it.
             arguments.dataloader_pin_memory = False
         return VaqTrainer(
             model=model,
             args=arguments,
-            train_dataset=self.train_set,
+            train_dataset=self.train_set if soft_labels is None else self.splits.labelled_images(),
             eval_dataset=self.evaluation_set,
             processing_class=self.processor,
             teacher=teacher,
+            soft_labels=soft_labels,
             compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )

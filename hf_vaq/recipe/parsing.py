@@ -13,11 +13,21 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..training.arguments import VaqTrainingArguments
+from ..training.stored_labels import check_loss_arguments
 from .arguments import DataArguments, FloatArguments, ModelArguments, OutputArguments, QuantArguments
 from .convert import NONE, convert
+from .label_arguments import LabelArguments
 from .shipped import find_recipe, recipe_name
 
-SECTIONS = (ModelArguments, DataArguments, QuantArguments, OutputArguments, FloatArguments, VaqTrainingArguments)
+SECTIONS = (
+    ModelArguments,
+    DataArguments,
+    QuantArguments,
+    OutputArguments,
+    FloatArguments,
+    LabelArguments,
+    VaqTrainingArguments,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Recipe:
     Attributes:
         name: short name ("digits/vit_w2a2") or the file's name without its suffix.
         values: every field that the file or the command line sets, by name; what `recipe.yaml` of a run holds.
-        model, data, quantization, output, float_phase, training: the sections.
+        model, data, quantization, output, float_phase, labels, training: the sections.
     """
 
     name: str
@@ -37,6 +47,7 @@ class Recipe:
     quantization: QuantArguments
     output: OutputArguments
     float_phase: FloatArguments
+    labels: LabelArguments
     training: VaqTrainingArguments
 
     def float_training_arguments(self, output_dir: str | Path) -> VaqTrainingArguments:
@@ -167,3 +178,19 @@ def _check(recipe: Recipe) -> None:
             f"float_num_train_epochs is {epochs:g}; accepted with model: 0, because a given model is not trained "
             "further in full precision."
         )
+    if recipe.labels.soft_labels is not None:
+        _check_soft_labels(recipe)
+
+
+def _check_soft_labels(recipe: Recipe) -> None:
+    """Refuse what has no effect, or no place, where the student learns from stored labels."""
+    check_loss_arguments(recipe.training)
+    if recipe.training.max_steps <= 0 and recipe.training.num_train_epochs <= 0:
+        raise ValueError("num_train_epochs is 0; accepted with soft_labels: above 0, because they are for training.")
+    varied = dataclasses.asdict(recipe.data.augmentation())
+    for name in ("affine_degrees", "affine_translate", "affine_zoom", "rand_augment_magnitude", "random_erasing"):
+        if recipe.model.model is not None and varied[name]:
+            raise ValueError(
+                f"{name} is {varied[name]:g}; accepted with soft_labels: 0, because a label belongs to the very crop "
+                "that the teacher saw."
+            )

@@ -54,6 +54,7 @@ def label_dataset(
     images_per_shard: int | None = None,
     num_workers: int = 0,
     dataset_name: str | None = None,
+    split_name: str | None = None,
     progress: bool = False,
 ) -> SoftLabelStore:
     """Label crops of every image of a split with a teacher, and store what it says.
@@ -79,6 +80,7 @@ def label_dataset(
             small data set.
         num_workers: threads that decode images and cut crops; 0 does that between the forward passes.
         dataset_name: what the card calls the images; if not given, what `datasets` calls them.
+        split_name: the same for the split.
         progress: whether to show a bar with an estimate.
 
     Returns:
@@ -118,7 +120,7 @@ def label_dataset(
         interpolation=model.interpolation,
         dataset=dataset_name or info.dataset_name or "in memory",
         dataset_config=None if info.config_name in (None, "default") else info.config_name,
-        split=None if split.split is None else str(split.split),
+        split=split_name or (None if split.split is None else str(split.split)),
         image_column=image_column,
         batch_size=batch_size,
         images_per_shard=images_per_shard or _images_per_shard(images, crops_per_image),
