@@ -18,7 +18,19 @@ TRAINED = "trained"
 PACKED = "packed"
 RESULTS = "results.json"
 RECIPE = "recipe.yaml"
-_WRITTEN = (FLOAT, FLOAT_CHECKPOINTS, TRAINED, PACKED, RESULTS, RECIPE, "checkpoint-*", ".*.partial-*", "runs")
+OSCILLATION = "oscillation"  # the record that the trainer leaves, see hf_vaq.training.oscillation_record
+_WRITTEN = (
+    FLOAT,
+    FLOAT_CHECKPOINTS,
+    TRAINED,
+    PACKED,
+    RESULTS,
+    RECIPE,
+    OSCILLATION,
+    "checkpoint-*",
+    ".*.partial-*",
+    "runs",
+)
 
 
 def claim_output_folder(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:

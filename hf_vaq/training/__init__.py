@@ -4,6 +4,7 @@ from .arguments import SCALE_LEARNING_RATE_FACTOR, VaqTrainingArguments
 from .distillation import soft_cross_entropy
 from .non_finite import NonFiniteError
 from .oscillation import OSCILLATION_NAME, OscillationTracker
+from .oscillation_record import RECORD_FOLDER, OscillationRecorder
 from .preprocessing import ImageNormalization, PixelConversion, measure_normalization
 from .regularization import cosine_ramp, model_bin_regularizer
 from .teacher import Teacher, build_teacher, match_labels
@@ -11,9 +12,11 @@ from .trainer import VaqTrainer
 
 __all__ = [
     "OSCILLATION_NAME",
+    "RECORD_FOLDER",
     "SCALE_LEARNING_RATE_FACTOR",
     "ImageNormalization",
     "NonFiniteError",
+    "OscillationRecorder",
     "OscillationTracker",
     "PixelConversion",
     "Teacher",

@@ -24,6 +24,7 @@ from .drop_path import set_drop_path
 from .metrics import RunningMeans
 from .non_finite import NonFiniteError, check_gradients, describe_non_finite_loss, first_non_finite_tensor
 from .oscillation import OscillationTracker
+from .oscillation_record import OscillationRecorder
 from .parameter_groups import split_scale_groups
 from .regularization import cosine_ramp, model_bin_regularizer
 from .seeding import EpochSetter, SeededDataset, seeded
@@ -51,6 +52,7 @@ class VaqTrainer(Trainer):
     - logs, at each logging step, the means since the last one: `distillation_loss`, `hard_label_loss`,
       `bin_regularizer` (before lambda; where lambda has been 0 since the last log, its present value), `lambda` (the
       last value) and `oscillation_percentage`; `state.log_history` holds `oscillation_by_module` as well;
+    - leaves a record of oscillations, scales and a few weights in the output folder, see `OscillationRecorder`;
     - stops at the first NaN or infinite loss, gradient or weight with an error that says where (`NonFiniteError`);
     - resumes bit for bit: random transforms of a dataset with indices depend on (`args.data_seed`, epoch, index) only,
       and a checkpoint that lacks tensors of the model is an error, not a warning.
@@ -122,8 +124,10 @@ class VaqTrainer(Trainer):
             # Several processes would otherwise fill it up with crops that the epoch has seen.
             args.dataloader_drop_last = True
         self.tracker = OscillationTracker(args.oscillation_momentum, args.oscillation_threshold)
+        self.recorder = OscillationRecorder(self.tracker)
         if args.oscillation_tracking:
             self.add_callback(self.tracker)
+            self.add_callback(self.recorder)
         self._epoch_setter = EpochSetter()
         self.add_callback(self._epoch_setter)
         self._means = RunningMeans()
@@ -355,11 +359,13 @@ class VaqTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.oscillation_tracking and self.args.should_save:
             self.tracker.save(output_dir)
+            self.recorder.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.args.oscillation_tracking and checkpoint is not None:
             self.tracker.load(checkpoint, self.model)
+            self.recorder.load(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         super()._issue_warnings_after_load(load_result)
