@@ -97,7 +97,7 @@ def label_dataset(
     if num_workers < 0:
         raise ValueError(f"num_workers is {num_workers!r}; accepted: 0 or more.")
     sampling = sampling or CropSampling()
-    state = PartialState()
+    state = _process_state()
     images = EncodedImages(split, image_column)
     model = LabelingTeacher(teacher, teacher_processor, state.device, dtype)
     num_classes = len(model.label_names)
@@ -400,6 +400,23 @@ class _Pipeline:
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+def _process_state() -> PartialState:
+    """Join the processes that were launched; on a machine without accelerator as well.
+
+    Raises:
+        ValueError: they are not joined, so that each would do all the work in the same folder.
+    """
+    # Without cpu=True accelerate joins no processes on a machine that has nothing but a CPU.
+    state = PartialState() if PartialState._shared_state else PartialState(cpu=not torch.accelerator.is_available())
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != launched:
+        raise ValueError(
+            f"WORLD_SIZE is {launched}, and accelerate was set up for {state.num_processes} processes; on CPUs launch "
+            "with 'accelerate launch --cpu', or set use_cpu."
+        )
+    return state
 
 
 def _read_plan(path: Path) -> LabelSettings:
