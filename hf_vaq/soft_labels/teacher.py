@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..training.preprocessing import measure_normalization
 from ..training.teacher import saved_processor, timm_processor
 from .crops import INTERPOLATIONS, normalize_pixels
 
+_LAYOUT = torch.channels_last
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -22,8 +24,7 @@ class LabelingTeacher:
     """A model that answers crops with probabilities, and what a store says of it.
 
     Args:
-        teacher: an image-classification model of transformers, or the Hub id or folder of one. It is put in
-            evaluation mode, and moved to `device` and `dtype`.
+        teacher: an image-classification model of transformers, which is copied, or the Hub id or folder of one.
         processor: its image processor; if not given, the one saved beside it, or the one that a timm model carries
             in its configuration. Size, normalisation and interpolation are taken from it; its own crop is not made.
         device: to run on.
@@ -56,8 +57,9 @@ class LabelingTeacher:
             except OSError as error:
                 raise ValueError(f"The teacher {location!r} cannot be loaded: {error}") from error
             processor = saved_processor(location, teacher.config) if processor is None else processor
-        elif processor is None:
-            processor = timm_processor(teacher.config)
+        else:
+            teacher = copy.deepcopy(teacher)  # the caller keeps the model as it is
+            processor = timm_processor(teacher.config) if processor is None else processor
         if processor is None:
             raise ValueError("the teacher has no image processor: pass teacher_processor=.")
         config = teacher.config
@@ -79,7 +81,8 @@ class LabelingTeacher:
         self.interpolation = _interpolation(processor)
         self._device = device
         self._dtype = getattr(torch, dtype)
-        self._model: nn.Module = teacher.to(device=device, dtype=self._dtype).eval()
+        # Channels last: convolutions of CNN teachers run up to three times as fast; transformers do not mind.
+        self._model: nn.Module = teacher.to(device=device, dtype=self._dtype, memory_format=_LAYOUT).eval()
         self._source = torch.tensor(normalization.source, device=device)
         self._scale = torch.tensor(normalization.scale, dtype=torch.float32, device=device)
         self._offset = torch.tensor(normalization.offset, dtype=torch.float32, device=device)
@@ -98,7 +101,7 @@ class LabelingTeacher:
             ValueError: the model answers with another number of classes than its configuration names.
         """
         inputs = normalize_pixels(pixels.to(self._device), self._source, self._scale, self._offset)
-        logits = self._model(pixel_values=inputs.to(self._dtype)).logits.float()
+        logits = self._model(pixel_values=inputs.to(self._dtype, memory_format=_LAYOUT)).logits.float()
         if logits.shape != (len(pixels), len(self.label_names)):
             raise ValueError(
                 f"teacher {self.name!r} answers {len(pixels)} crops with logits of shape {tuple(logits.shape)}, "
