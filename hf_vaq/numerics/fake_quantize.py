@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .levels import integer_range
 
+CPU_BLOCK = 1 << 16
+"""Values handled at once on the CPU: they then stay in the cache between the steps (more than twice as fast)."""
+
 
 def quantize_to_codes(
     x: Tensor, scale: Tensor, bits: int, *, signed: bool = True, offset: Tensor | None = None
@@ -99,6 +102,37 @@ def _normalize(x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     return x / scale if offset is None else (x - offset) / scale
 
 
+def _is_worth_blocks(x: Tensor, scale: Tensor) -> bool:
+    """Whether `x` is a large float32 tensor on the CPU with a single scale; a compiler fuses the steps by itself."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == scale.dtype == torch.float32
+        and scale.numel() == 1
+        and x.numel() > CPU_BLOCK
+        and not torch.compiler.is_compiling()
+        and _in_memory_order(x).is_contiguous()
+    )
+
+
+def _quantize_in_blocks(x: Tensor, scale: Tensor, offset: Tensor | None, qn: int, qp: int) -> Tensor:
+    """The same operations on the same values as on the whole tensor, so the same result to the last bit."""
+    quantized = torch.empty_like(x)  # in the memory order of x
+    scale, offset = scale.reshape(()), None if offset is None else offset.reshape(())
+    flat, out = _in_memory_order(x).view(-1), _in_memory_order(quantized).view(-1)
+    for block, result in zip(flat.split(CPU_BLOCK), out.split(CPU_BLOCK), strict=True):
+        if offset is not None:
+            block = torch.sub(block, offset, out=result)
+        torch.div(block, scale, out=result).clamp_(qn, qp).round_().mul_(scale)
+        if offset is not None:
+            result += offset
+    return quantized
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """`x` with its dimensions from the largest stride to the smallest; queries come as a transposed view."""
+    return x.permute(sorted(range(x.dim()), key=lambda dimension: -x.stride(dimension)))
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Keeps x, s and o only; everything else is recomputed in the backward pass."""
 
@@ -107,6 +141,8 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.save_for_backward(x, scale, offset)
         ctx.limits = qn, qp
         ctx.gradient_factor = gradient_factor
+        if _is_worth_blocks(x, scale):
+            return _quantize_in_blocks(x, scale, offset, qn, qp)
         quantized = _normalize(x, scale, offset).clamp_(qn, qp).round_().mul_(scale)
         if offset is not None:
             quantized += offset

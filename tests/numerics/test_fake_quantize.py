@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_vaq.numerics.fake_quantize import (
+    CPU_BLOCK,
     activation_gradient_factor,
     fake_quantize,
     quantize_to_codes,
@@ -79,6 +80,24 @@ def test_gradients_of_several_scales_are_those_of_each_part_alone():
         scale = scales.detach()[row, 0].clone().requires_grad_()
         fake_quantize(x[row], scale, 3).pow(2).sum().backward()
         assert scales.grad[row].item() == pytest.approx((scale.grad * factors[row]).item())
+
+
+@pytest.mark.parametrize("offset", [None, torch.tensor(0.1)])
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(CPU_BLOCK + 1),
+        torch.randn(2, 300, 4, 64).transpose(1, 2),
+        torch.randn(3, 1, 300, 300),
+        torch.randn(2 * CPU_BLOCK)[::2],
+    ],
+    ids=["two blocks", "queries", "three blocks", "gaps"],
+)
+def test_blocks_change_nothing(x, offset, monkeypatch):
+    blocks = fake_quantize(x, torch.full((1,), 0.37), 3, offset=offset)
+    monkeypatch.setattr("hf_vaq.numerics.fake_quantize.CPU_BLOCK", x.numel())
+    whole = fake_quantize(x, torch.full((1,), 0.37), 3, offset=offset)
+    assert torch.equal(blocks, whole) and blocks.stride() == whole.stride()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
