@@ -50,6 +50,9 @@ def load(name: str) -> Recipe:
 def full_precision_config(recipe: Recipe) -> PretrainedConfig:
     if recipe.model.model_config is not None:
         return new_model_config(recipe.model.model_config, [str(label) for label in range(10)])
+    if recipe.model.model.startswith("./outputs/"):
+        # What the full-precision phase of another recipe leaves.
+        return full_precision_config(load(recipe.model.model.removeprefix("./outputs/").removesuffix("/float")))
     return HUB_MODELS[recipe.model.model]
 
 
