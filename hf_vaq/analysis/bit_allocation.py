@@ -1,0 +1,333 @@
+"""From sensitivity to action: the bits of every part of a model under a budget, by integer programming."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from ..config import QuantConfig
+from ..nn import weight_quantized_modules
+from ..nn.attention import QUANTIZED_TENSORS
+from ..numerics.levels import check_bits
+from ..numerics.packing import packed_size
+from ..packing import pack
+from .extra import load_extra
+from .groups import block_names, locate
+from .measuring import Measured
+from .preparing import QuantizedCopies, batches_of
+from .sensitivity import EVERYTHING, FULL_PRECISION, measure_settings
+from .switching import Part, Switchboard
+
+if TYPE_CHECKING:
+    import pandas
+
+CANDIDATE_BITS = (2, 3, 4, 5, 6, 8)
+_SIZE = re.compile(r"([\d.]+)\s*(kB|MB|GB|KiB|MiB|GiB)")
+_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An upper bound on the average bits of the weights in the blocks, or on the size of the packed model.
+
+    Attributes:
+        average_bits: of the weights of all units together; None if the size is bounded.
+        size_bytes: of the tensors of the packed model; None if the average is bounded.
+    """
+
+    average_bits: float | None = None
+    size_bytes: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read "3.5" (bits a weight) or "900kB", "1.2MB" (size of the packed model).
+
+        Raises:
+            ValueError: it is neither.
+        """
+        match = _SIZE.fullmatch(text.strip())
+        try:
+            if match:
+                return cls(size_bytes=int(float(match[1]) * _BYTES[match[2]]))
+            bits = float(text)
+        except ValueError:
+            bits = -1.0
+        if not 0 < bits <= max(CANDIDATE_BITS):
+            raise ValueError(
+                f"suggest_bits is {text!r}; accepted: average bits of a weight, such as 3.5 (at most"
+                f" {max(CANDIDATE_BITS)}), or the size of the packed model, such as 900kB or 1.2MB."
+            )
+        return cls(average_bits=bits)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What gets one bit-width: the self-attention or the MLP of one block.
+
+    Attributes:
+        name: `block.<i>.mhsa` or `block.<i>.ffn`.
+        parts: its quantizers.
+        modules: the names by which `module_overrides` knows it.
+        weights: number of weights of each of its layers.
+    """
+
+    name: str
+    parts: frozenset[Part]
+    modules: tuple[str, ...]
+    weights: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BitSuggestion:
+    """What `suggest_bits` proposes, and how it did.
+
+    Attributes:
+        bits: bit-width of every unit.
+        average_bits: over the weights of all units.
+        size_bytes: of the tensors of the packed model.
+        module_overrides: for `QuantConfig`, or for a recipe.
+        noise: measured noise-to-signal ratio of the logits by unit (quantized alone) and bits.
+        comparison: the suggestion and uniform bits, calibrated and measured: name, average bits, size in bytes, top-1
+            in percent, loss in nats, SNR of the logits in decibels.
+    """
+
+    bits: dict[str, int]
+    average_bits: float
+    size_bytes: int
+    module_overrides: dict[str, dict[str, int]]
+    noise: dict[str, dict[int, float]]
+    comparison: tuple[dict[str, Any], ...]
+
+    def to_yaml(self) -> str:
+        """The block for a recipe."""
+        return yaml.safe_dump({"module_overrides": self.module_overrides}, sort_keys=False, default_flow_style=None)
+
+    def table(self) -> pandas.DataFrame:
+        """A line a unit: the bits chosen, and the measured noise-to-signal ratio at every candidate."""
+        import pandas
+
+        return pandas.DataFrame(
+            {"unit": unit, "bits": bits, **{f"noise at {b} bits": value for b, value in self.noise[unit].items()}}
+            for unit, bits in self.bits.items()
+        )
+
+
+def allocate_bits(
+    noise: Mapping[str, Mapping[int, float]], cost: Mapping[str, Mapping[int, float]], budget: float
+) -> dict[str, int]:
+    """Choose one bit-width for every unit: least total noise at a total cost of at most `budget`.
+
+    A 0-1 program with one variable a unit and bit-width, solved to optimality by HiGHS (`scipy.optimize.milp`). The
+    noise of units quantized together is taken as the sum of their noise alone, which holds as long as it is small and
+    independent.
+
+    Args:
+        noise: noise-to-signal ratio by unit and bits.
+        cost: bits (or bytes) that the weights of the unit take, by unit and bits.
+        budget: bound on the sum of costs.
+
+    Raises:
+        ValueError: even the lowest bits cost more than the budget.
+    """
+    numpy, optimize = load_extra("numpy"), load_extra("scipy.optimize")
+    choices = [(unit, bits) for unit in noise for bits in noise[unit]]
+    least = sum(min(cost[unit].values()) for unit in noise)
+    if least > budget:
+        raise ValueError(f"the budget of {budget:,.0f} is below {least:,.0f}, what the lowest bits take.")
+    objective = numpy.array([noise[unit][bits] for unit, bits in choices])
+    costs = numpy.array([cost[unit][bits] for unit, bits in choices], dtype=float)
+    one_each = numpy.array([[float(unit == other) for other, _ in choices] for unit in noise])
+    solution = optimize.milp(
+        # Among equally good answers the cheaper one; relative sizes, because the solver's tolerances are absolute.
+        objective / objective.max() + 1e-9 * costs / costs.max(),
+        integrality=numpy.ones(len(choices)),
+        bounds=optimize.Bounds(0, 1),
+        constraints=[
+            optimize.LinearConstraint(one_each, 1, 1),
+            optimize.LinearConstraint(costs[None] / budget, -numpy.inf, 1),
+        ],
+        options={"mip_rel_gap": 0.0},
+    )
+    if solution.x is None:
+        raise RuntimeError(f"the solver found no allocation: {solution.message}")
+    return {unit: bits for (unit, bits), chosen in zip(choices, solution.x, strict=True) if chosen > 0.5}
+
+
+def suggest_bits(
+    model: PreTrainedModel,
+    images: Dataset,
+    calibration: Dataset,
+    budget: Budget,
+    config: QuantConfig,
+    *,
+    candidates: Sequence[int] = CANDIDATE_BITS,
+    batch_size: int = 50,
+    device: str | torch.device | None = None,
+    cache: Path | None = None,
+    progress: bool = False,
+) -> BitSuggestion:
+    """Propose a bit-width for the self-attention and the MLP of every block.
+
+    Each unit is quantized alone, weights and activations, to every candidate; the noise that this adds to the logits
+    is its sensitivity. The allocation of least total noise within the budget is found by `allocate_bits`, then
+    calibrated, measured, and compared with uniform bits below and above its average.
+
+    Args:
+        model: a full-precision model; it is not changed.
+        images: what to measure on, see `analyze_sensitivity`.
+        calibration: training images for the activation scales.
+        budget: bound on average bits or size.
+        config: granularity, and the bits of what is no unit: first and last layer.
+        candidates: bit-widths to choose among.
+        batch_size: images a forward pass.
+        device: None takes an accelerator where there is one, otherwise the CPU.
+        cache: folder for finished work.
+        progress: whether to show progress bars on stderr.
+
+    Raises:
+        ValueError: the model has no transformer blocks, or the budget is too small.
+    """
+    for bits in candidates:
+        check_bits(bits, "candidates")
+    load_extra("scipy.optimize")
+    device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    batches = batches_of(images, batch_size)
+    copies = QuantizedCopies(model, list(batches_of(calibration, batch_size)), device, cache)
+    noise: dict[str, dict[int, float]] = {}
+    uniform: dict[int, Measured] = {}
+    for bits in sorted(candidates):
+        quantized, folder = copies.quantized(_with(config, bits))
+        board = Switchboard(quantized)
+        units = find_units(quantized, board)
+        settings = {("unit", unit.name): unit.parts for unit in units} | {(EVERYTHING, ""): board.parts}
+        measured = measure_settings(quantized, board, settings, batches, folder, progress, f"{bits} bits")
+        uniform[bits] = measured.pop((EVERYTHING, ""))
+        for (_, name), result in measured.items():
+            noise.setdefault(name, {})[bits] = result.noise_to_signal
+        fixed_bytes = _tensor_bytes(pack(quantized)) - sum(_bytes(unit, bits) for unit in units)
+    chosen = _allocate(units, noise, budget, fixed_bytes)
+    overrides = module_overrides(quantized, units, chosen)
+    mixed, folder = copies.quantized(_with(config, min(candidates), overrides))
+    board = Switchboard(mixed)
+    settings = {(FULL_PRECISION, ""): frozenset(), (EVERYTHING, ""): board.parts}
+    measured = measure_settings(mixed, board, settings, batches, folder, progress, "suggestion")
+    average = _average(units, chosen)
+
+    def line(name: str, bits: Mapping[str, int] | None, result: Measured) -> dict[str, Any]:
+        return {
+            "model": name,
+            "average_bits": None if bits is None else _average(units, bits),
+            "size_bytes": _tensor_bytes(model) if bits is None else fixed_bytes + _units_bytes(units, bits),
+            "top1": result.top1,
+            "loss": result.mean_loss,
+            "snr_db": result.snr_db,
+        }
+
+    nearest = [max((b for b in uniform if b <= average), default=None), min(b for b in uniform if b >= average)]
+    comparison = [
+        line(FULL_PRECISION, None, measured[FULL_PRECISION, ""]),
+        line("suggestion", chosen, measured[EVERYTHING, ""]),
+    ]
+    for bits in sorted(set(nearest) - {None}):
+        comparison.append(line(f"uniform {bits} bits", {unit.name: bits for unit in units}, uniform[bits]))
+    size = fixed_bytes + _units_bytes(units, chosen)
+    return BitSuggestion(chosen, average, size, overrides, noise, tuple(comparison))
+
+
+def find_units(model: nn.Module, board: Switchboard) -> list[Unit]:
+    """Self-attention and MLP of every block, in order.
+
+    Raises:
+        ValueError: the model has no transformer blocks.
+    """
+    blocks = block_names(model, board)
+    layers = dict(weight_quantized_modules(model))
+    parts: dict[str, set[Part]] = {}
+    for part in board.parts:
+        location = locate(model, part.quantizer)
+        if location.block is not None:
+            parts.setdefault(f"block.{blocks.index(location.block)}.{location.kinds[0]}", set()).add(part)
+    if not parts:
+        raise ValueError(f"{type(model).__name__} has no transformer blocks whose bits could be chosen.")
+    names = sorted(parts, key=lambda name: (int(name.split(".")[1]), name.endswith(".ffn")))
+    units = []
+    for name in names:
+        modules = sorted({_override_name(part.quantizer) for part in parts[name]})
+        weights = tuple(layers[module].weight.numel() for module in modules if module in layers)
+        units.append(Unit(name, frozenset(parts[name]), tuple(modules), weights))
+    return units
+
+
+def module_overrides(model: nn.Module, units: Sequence[Unit], bits: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """The `module_overrides` that give every unit its bits: one pattern a unit where one says exactly that."""
+    layers = {name for name, _ in weight_quantized_modules(model)}
+    universe = layers | {name for unit in units for name in unit.modules}
+    overrides = {}
+    for unit in units:
+        parent = min(unit.modules, key=len)
+        parent = parent.rpartition(".")[0] if parent in layers else parent
+        pattern = f"{parent}*"
+        matched = {name for name in universe if fnmatchcase(name, pattern)}
+        patterns = [pattern] if matched == set(unit.modules) else unit.modules
+        for name in patterns:
+            overrides[name] = {"weight_bits": bits[unit.name], "activation_bits": bits[unit.name]}
+    return overrides
+
+
+def _override_name(quantizer: str) -> str:
+    owner, _, role = quantizer.rpartition(".")
+    return owner.rpartition(".")[0] if role in QUANTIZED_TENSORS else owner
+
+
+def _allocate(
+    units: Sequence[Unit], noise: Mapping[str, Mapping[int, float]], budget: Budget, fixed_bytes: int
+) -> dict[str, int]:
+    if budget.average_bits is not None:
+        cost = {unit.name: {bits: bits * sum(unit.weights) for bits in noise[unit.name]} for unit in units}
+        limit = budget.average_bits * sum(sum(unit.weights) for unit in units)
+        asked, unit_of_cost = f"{budget.average_bits:g} bits a weight", sum(sum(unit.weights) for unit in units)
+        extra = 0
+    else:
+        cost = {unit.name: {bits: _bytes(unit, bits) for bits in noise[unit.name]} for unit in units}
+        limit, extra = budget.size_bytes - fixed_bytes, fixed_bytes
+        asked, unit_of_cost = f"{budget.size_bytes:,} bytes", 1
+    least = sum(min(cost[name].values()) for name in cost)
+    if least > limit:
+        accepted = (least + extra) / unit_of_cost
+        raise ValueError(
+            f"suggest_bits asks for {asked}; accepted: at least {accepted:,.0f}, what this model takes at"
+            f" {min(next(iter(noise.values())))} bits throughout."
+        )
+    return allocate_bits(noise, cost, limit)
+
+
+def _with(config: QuantConfig, bits: int, overrides: dict[str, dict[str, int]] | None = None) -> QuantConfig:
+    fields = {name: value for name, value in vars(config).items() if name in QuantConfig.__dataclass_fields__}
+    return QuantConfig(**fields | {"weight_bits": bits, "activation_bits": bits, "module_overrides": overrides})
+
+
+def _average(units: Sequence[Unit], bits: Mapping[str, int]) -> float:
+    weights = {unit.name: sum(unit.weights) for unit in units}
+    return sum(bits[name] * count for name, count in weights.items()) / sum(weights.values())
+
+
+def _bytes(unit: Unit, bits: int) -> int:
+    return sum(packed_size(weights, bits) for weights in unit.weights)
+
+
+def _units_bytes(units: Sequence[Unit], bits: Mapping[str, int]) -> int:
+    return sum(_bytes(unit, bits[unit.name]) for unit in units)
+
+
+def _tensor_bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
