@@ -214,7 +214,7 @@ def stand_ins(tmp_path, monkeypatch):
 
     for loader in (AutoModelForImageClassification, AutoImageProcessor):
         monkeypatch.setattr(loader, "from_pretrained", _redirected(loader.from_pretrained, start))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: _pictures(labels))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, split=None, **kwargs: _pictures(labels, split))
     monkeypatch.chdir(work)
 
 
@@ -225,15 +225,15 @@ def _redirected(from_pretrained, start: Path):
     return load
 
 
-def _pictures(labels: list[str]) -> datasets.DatasetDict:
+def _pictures(labels: list[str], split: str | None) -> datasets.DatasetDict | datasets.Dataset:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=labels)})
     random = np.random.default_rng(0)
     rows = {
-        "image": [Image.fromarray(random.integers(0, 256, (20, 24), dtype=np.uint8)) for _ in range(6)],
-        "label": [0, 1, 2, 0, 1, 2],
+        "image": [Image.fromarray(random.integers(0, 256, (20, 24), dtype=np.uint8)) for _ in range(36)],
+        "label": [0, 1, 2] * 12,
     }
-    split = datasets.Dataset.from_dict(rows, features=features)
-    return datasets.DatasetDict(train=split, validation=split)
+    pictures = datasets.Dataset.from_dict(rows, features=features)
+    return pictures if split else datasets.DatasetDict(train=pictures, validation=pictures)
 
 
 @pytest.mark.parametrize("document", [document for document in DOCUMENTS if code_blocks(document, "python")])

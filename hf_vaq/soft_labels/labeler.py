@@ -46,7 +46,7 @@ def label_dataset(
     *,
     image_column: str = "image",
     crops_per_image: int = 500,
-    top_k: int | None = 5,
+    top_k: int | None = None,
     sampling: CropSampling | None = None,
     teacher_processor: Any = None,
     batch_size: int = 64,
