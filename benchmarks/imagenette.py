@@ -4,6 +4,8 @@ Top-1 is 1000-way, over ImageNet's class numbers. Peer: the full-precision check
 Needs HF_VAQ_DATA, see docs/benchmarks.md.
 
     HF_VAQ_DATA=path/to/data python benchmarks/imagenette.py
+
+Fields of the recipes follow as on the command line of `hf-vaq train`, such as `--bf16 true --use_cpu true`.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ RECIPES = ("imagenette/vit_tiny_w8a8", "imagenette/vit_tiny_w4a4")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
-    arguments = parser.parse_args()
+    arguments, fields = parser.parse_known_args()
     model, dataset = data_folder("vit_tiny_patch16_224_in1k", "imagenette_small")
     rows = [["recipe", "full precision", "packed", "difference", "size on disk", "seconds"]]
     measured = []
     for recipe in arguments.recipes:
-        result = run(recipe, model, dataset)
+        result = run(recipe, model, dataset, fields)
         # The folders of the data lie elsewhere on every machine.
         measured.append(result.to_dict() | {"dataset": Path(dataset).name})
         rows.append(
@@ -46,10 +48,10 @@ def main() -> None:
     print(f"written to {write_results('imagenette', measured)}")
 
 
-def run(recipe: str, model: str, dataset: str) -> RunResult:
+def run(recipe: str, model: str, dataset: str, fields: list[str]) -> RunResult:
     with tempfile.TemporaryDirectory() as folder:
-        output = ["--output_dir", str(Path(folder) / "run")]
-        return run_recipe(load_recipe(recipe, ["--model", model, "--dataset", dataset, *output]), report=print)
+        overrides = ["--model", model, "--dataset", dataset, "--output_dir", str(Path(folder) / "run"), *fields]
+        return run_recipe(load_recipe(recipe, overrides), report=print)
 
 
 if __name__ == "__main__":
