@@ -22,7 +22,13 @@ class ModelResult:
     @classmethod
     def of(cls, evaluation: EvaluationResult, size_bytes: int) -> ModelResult:
         """Join what was measured on the images and on disk."""
-        return cls(evaluation.top1, evaluation.top5, evaluation.num_images, evaluation.images_per_second, size_bytes)
+        return cls(
+            round(evaluation.top1, 4),
+            round(evaluation.top5, 4),
+            evaluation.num_images,
+            round(evaluation.images_per_second, 2),
+            size_bytes,
+        )
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,7 @@ class _Run:
             split=self.splits.held_out_name,
             full_precision=float_result,
             quantized=quantized_result,
-            difference=quantized_result.top1 - float_result.top1,
+            difference=round(quantized_result.top1 - float_result.top1, 4),
             seconds={name: round(value, 2) for name, value in self.seconds.items()},
             versions={
                 "hf_vaq": __version__,
