@@ -45,7 +45,7 @@ class OscillationResult:
 
     def totals(self) -> pandas.DataFrame:
         """Oscillation percentage of all weights together: `run`, `step`, `percentage`."""
-        shares = self.shares.assign(weights=self._weights(self.shares))
+        shares = self.shares.assign(weights=self.weights_of(self.shares))
         shares = shares.assign(oscillating=shares["percentage"] * shares["weights"])
         sums = shares.groupby(["run", "step"], sort=False, as_index=False)[["oscillating", "weights"]].sum()
         return sums.assign(percentage=sums["oscillating"] / sums["weights"])[["run", "step", "percentage"]]
@@ -99,7 +99,8 @@ class OscillationResult:
             distance=(counts["interval"] + 0.5) / (2 * DISTANCE_INTERVALS), percentage=100 * counts["count"] / total
         ).drop(columns=["interval", "count"])
 
-    def _weights(self, rows: pandas.DataFrame) -> list[int]:
+    def weights_of(self, rows: pandas.DataFrame) -> list[int]:
+        """Number of weights of the module of every row."""
         pairs = zip(rows["run"], rows["module"], strict=True)
         return [self.runs[run]["modules"][module]["weights"] for run, module in pairs]
 

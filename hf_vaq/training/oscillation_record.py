@@ -47,8 +47,8 @@ TABLES = {
 SHARE_POINTS = 200
 HISTOGRAM_POINTS = 20
 TRAJECTORY_POINTS = 1000
-TRAJECTORY_TAIL = 300
-"""Last steps of a run, of which every single one is in the trajectories: an oscillation shows only there."""
+TRAJECTORY_WINDOW = 200
+"""Steps after half of the run, of which every single one is in the trajectories: an oscillation shows only there."""
 WEIGHTS_PER_MODULE = 8
 
 DISTANCE_INTERVALS = 20
@@ -63,8 +63,8 @@ class OscillationRecorder(TrainerCallback):
     - `distances`: histogram of the distance of latent weights to the nearest threshold between two codes, in units of
       the scale, by module and code, at most `HISTOGRAM_POINTS` times a run;
     - `trajectories`: latent weight divided by scale, of `WEIGHTS_PER_MODULE` weights of every module, at most
-      `TRAJECTORY_POINTS` times a run and at each of its last `TRAJECTORY_TAIL` steps. Half of them are spread evenly
-      over the module; the others lie nearest to a threshold before training.
+      `TRAJECTORY_POINTS` times a run and at each of the `TRAJECTORY_WINDOW` steps after its half. Half of them are
+      spread evenly over the module; the others lie nearest to a threshold before training.
 
     Args:
         tracker: counts the oscillations; it is updated before this callback is called.
@@ -98,7 +98,7 @@ class OscillationRecorder(TrainerCallback):
         histogram = _is_due(step, last, HISTOGRAM_POINTS)
         if histogram or _is_due(step, last, SHARE_POINTS):
             self._add_state(model, step, histogram)
-        if step > last - TRAJECTORY_TAIL or _is_due(step, last, TRAJECTORY_POINTS):
+        if last // 2 < step <= last // 2 + TRAJECTORY_WINDOW or _is_due(step, last, TRAJECTORY_POINTS):
             self._add_trajectories(model, step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
