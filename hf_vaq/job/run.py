@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import AutoModelForImageClassification, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..data import check_input_format
 from ..evaluation import EvaluationResult, compute_metrics, evaluate_model, preprocess_logits_for_metrics
 from ..packing import pack
+from ..processes import on_main_process
 from ..recipe import Recipe
 from ..recipe.arguments import SELF_TEACHER
 from ..soft_labels import SoftLabelStore
@@ -80,7 +80,7 @@ class _Run:
         with self.state.local_main_process_first():
             self.splits = Splits.load(self.recipe.data)
         self._prepare_model()
-        self._on_main_process(lambda: output.write_text(self.folder / output.RECIPE, self.recipe.to_yaml()))
+        on_main_process(lambda: output.write_text(self.folder / output.RECIPE, self.recipe.to_yaml()))
         with self._phase("full precision"):
             start, float_result = self._full_precision()
         with self._phase(self.bits):
@@ -102,7 +102,7 @@ class _Run:
                 self.folder, resume=self.resume, overwrite=self.recipe.output.overwrite_output_dir
             )
 
-        self._on_main_process(claim)
+        on_main_process(claim)
 
     def _prepare_model(self) -> None:
         """Find config and image processor, and check the data against them before anything is trained."""
@@ -155,7 +155,7 @@ class _Run:
             self.report(f"full precision: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %")
             return result
 
-        return start, self._on_main_process(evaluate)
+        return start, on_main_process(evaluate)
 
     def _train_full_precision(self, folder: Path) -> None:
         arguments = self.recipe.float_training_arguments(self.folder / output.FLOAT_CHECKPOINTS)
@@ -167,7 +167,7 @@ class _Run:
         trainer.train(resume_from_checkpoint=checkpoint if self.resume else None)
         self._save(trainer.model, folder)
         # The model is complete, so its checkpoints are of no more use.
-        self._on_main_process(lambda: shutil.rmtree(arguments.output_dir, ignore_errors=True))
+        on_main_process(lambda: shutil.rmtree(arguments.output_dir, ignore_errors=True))
 
     def _train_quantized(self, start: str | Path) -> PreTrainedModel:
         """Quantize, calibrate, train and save the training form."""
@@ -236,7 +236,7 @@ class _Run:
             self.report(f"{self.bits}, packed: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %")
             return result
 
-        return self._on_main_process(pack_and_evaluate)
+        return on_main_process(pack_and_evaluate)
 
     def _evaluate(self, model: PreTrainedModel, description: str) -> EvaluationResult:
         return evaluate_model(
@@ -250,7 +250,7 @@ class _Run:
         )
 
     def _save(self, model: PreTrainedModel, folder: Path) -> None:
-        self._on_main_process(lambda: self._write_model(model, folder))
+        on_main_process(lambda: self._write_model(model, folder))
 
     def _write_model(self, model: PreTrainedModel, folder: Path) -> None:
         with output.new_folder(folder, replace=True) as partial:
@@ -275,23 +275,8 @@ class _Run:
                 "python": platform.python_version(),
             },
         )
-        self._on_main_process(lambda: output.write_json(self.folder / output.RESULTS, dataclasses.asdict(result)))
+        on_main_process(lambda: output.write_json(self.folder / output.RESULTS, dataclasses.asdict(result)))
         return result
-
-    def _on_main_process(self, work: Callable[[], Any]) -> Any:
-        """Do `work` on the main process; its result, or its error, reaches every process."""
-        message: list[Any] = [None, None]
-        if self.state.is_main_process:
-            try:
-                message[0] = work()
-            except (ValueError, OSError) as error:
-                if self.state.num_processes == 1:
-                    raise
-                message[1] = str(error)
-        broadcast_object_list(message)
-        if message[1] is not None:
-            raise ValueError(message[1])
-        return message[0]
 
     @contextmanager
     def _phase(self, name: str):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import groupby, islice
@@ -19,16 +17,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..processes import on_main_process
 from .card import store_card
 from .crops import INTERPOLATIONS, CropSampling, cut_crop, draw_crops
 from .files import remove_partial_files, whole_file, write_json
 from .images import EncodedImage, EncodedImages
 from .metadata import METADATA, LabelSettings, Shard, StoreMetadata
+from .pipeline import Pipeline
 from .records import ImageLabels
 from .store import PLAN, SoftLabelStore, file_checksum, read_digests
 from .teacher import LabelingTeacher
@@ -172,18 +171,7 @@ class _Labeling:
 
     def _prepare_folder(self) -> bool:
         """On the main process, check and make the folder; every process learns whether the store is finished."""
-        message: list[Any] = [None, None]
-        if self.state.is_main_process:
-            try:
-                message[0] = self._claim()
-            except (ValueError, OSError) as error:
-                if self.state.num_processes == 1:
-                    raise
-                message[1] = str(error)
-        broadcast_object_list(message)
-        if message[1] is not None:
-            raise ValueError(message[1])
-        return message[0]
+        return on_main_process(self._claim)
 
     def _claim(self) -> bool:
         plan = self.folder / PLAN
@@ -263,7 +251,7 @@ class _Labeling:
             desc=f"labelling{ranks}",
             disable=not (progress and self.state.is_main_process),
         )
-        with bar, _Pipeline(self._prepare, num_workers) as pipeline:
+        with bar, Pipeline(self._prepare, num_workers) as pipeline:
             for number, shard in groupby(pipeline.run(wanted), key=lambda prepared: prepared.row // size):
                 rows: list[ImageLabels] = []
                 # What is labelled together begins and ends with the shard, so that it never depends on where a run
@@ -372,34 +360,6 @@ class _Labeling:
     def _wait_for(self, file: str) -> None:
         while not (self.folder / file).is_file():
             time.sleep(0.05)
-
-
-class _Pipeline:
-    """Applies a function to items in order; threads work ahead, because decoding and resizing leave Python's lock."""
-
-    def __init__(self, function: Any, num_workers: int):
-        self._function = function
-        self._ahead = num_workers + 1
-        self._pool = ThreadPoolExecutor(num_workers) if num_workers else None
-
-    def run(self, items: Iterable[Any]) -> Iterator[Any]:
-        if self._pool is None:
-            yield from map(self._function, items)
-            return
-        waiting: deque = deque()
-        for item in items:
-            waiting.append(self._pool.submit(self._function, item))
-            if len(waiting) > self._ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    def __enter__(self) -> _Pipeline:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
 
 
 def _process_state() -> PartialState:
