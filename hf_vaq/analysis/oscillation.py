@@ -43,9 +43,23 @@ class OscillationResult:
     distances: pandas.DataFrame
     trajectories: pandas.DataFrame
 
-    def totals(self) -> pandas.DataFrame:
-        """Oscillation percentage of all weights together: `run`, `step`, `percentage`."""
-        shares = self.shares.assign(weights=self.weights_of(self.shares))
+    def lowest_bits(self, rows: pandas.DataFrame) -> pandas.DataFrame:
+        """The rows of modules with the fewest bits of their run.
+
+        At 8 bits one step of the optimizer often spans several codes, so that nearly all weights count as oscillating.
+        """
+        lowest = {run: min(m["bits"] for m in metadata["modules"].values()) for run, metadata in self.runs.items()}
+        pairs = zip(rows["run"], rows["module"], strict=True)
+        return rows[[self.runs[run]["modules"][module]["bits"] == lowest[run] for run, module in pairs]]
+
+    def totals(self, lowest_bits: bool = False) -> pandas.DataFrame:
+        """Oscillation percentage of all weights together: `run`, `step`, `percentage`.
+
+        Args:
+            lowest_bits: count only the modules with the fewest bits.
+        """
+        shares = self.lowest_bits(self.shares) if lowest_bits else self.shares
+        shares = shares.assign(weights=self._weights(shares))
         shares = shares.assign(oscillating=shares["percentage"] * shares["weights"])
         sums = shares.groupby(["run", "step"], sort=False, as_index=False)[["oscillating", "weights"]].sum()
         return sums.assign(percentage=sums["oscillating"] / sums["weights"])[["run", "step", "percentage"]]
@@ -99,8 +113,7 @@ class OscillationResult:
             distance=(counts["interval"] + 0.5) / (2 * DISTANCE_INTERVALS), percentage=100 * counts["count"] / total
         ).drop(columns=["interval", "count"])
 
-    def weights_of(self, rows: pandas.DataFrame) -> list[int]:
-        """Number of weights of the module of every row."""
+    def _weights(self, rows: pandas.DataFrame) -> list[int]:
         pairs = zip(rows["run"], rows["module"], strict=True)
         return [self.runs[run]["modules"][module]["weights"] for run, module in pairs]
 

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import evaluate, label, pack, recipes, train
+from . import analyze, evaluate, label, pack, recipes, train
 
-COMMANDS = {"train": train, "label": label, "evaluate": evaluate, "pack": pack, "recipes": recipes}
+COMMANDS = {"train": train, "label": label, "evaluate": evaluate, "analyze": analyze, "pack": pack, "recipes": recipes}
 _TAKE_FIELDS = ("train", "label")
 """Commands that a recipe's fields may follow."""
 
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="hf-vaq",
-        description="Train, pack and evaluate low-bit Vision Transformers.",
+        description="Train, analyze, pack and evaluate low-bit Vision Transformers.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hf-vaq {__version__}")
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Of `--field value RECIPE` argparse would take the value for the recipe.
         arguments.parser.error(f"the recipe comes before its fields: hf-vaq {arguments.command} RECIPE --field value")
     arguments.overrides = rest
+    arguments.words = words
     try:
         # Bars for reading and writing files would bury those of training and evaluation.
         from transformers.utils.logging import disable_progress_bar

@@ -20,12 +20,11 @@ TRAJECTORIES = 6
 def draw_shares(result: OscillationResult, theme: Theme) -> Figure:
     """Oscillation percentage over steps: of all weights at the lowest bits, and of every module."""
     figure, axes = new_figure(3.4, 1, 1 + len(result.runs), sharex=True, sharey=True)
-    shares = _low_bits(result, result.shares)
-    shares = shares.assign(weights=result.weights_of(shares))
+    shares, totals = result.lowest_bits(result.shares), result.totals(lowest_bits=True)
     for index, (run, rows) in enumerate(shares.groupby("run", sort=False)):
-        weighted = rows.assign(sum=rows["percentage"] * rows["weights"]).groupby("step")[["sum", "weights"]].sum()
+        total = totals[totals["run"] == run]
         style = line_style(theme, index) | {"marker": ""}
-        axes[0][0].plot(weighted.index, weighted["sum"] / weighted["weights"], label=run, **style)
+        axes[0][0].plot(total["step"], total["percentage"], label=run, **style)
         axis = axes[0][1 + index]
         for _, module in rows.groupby("module", sort=False):
             axis.plot(module["step"], module["percentage"], color=theme.color(index), alpha=0.4, linewidth=0.8)
@@ -95,7 +94,7 @@ def draw_trajectories(result: OscillationResult, theme: Theme) -> Figure:
     runs = list(result.runs)
     figure, axes = new_figure(5.4, 2, len(runs), sharey=True)
     for column, run in enumerate(runs):
-        rows = _low_bits(result, result.trajectories[result.trajectories["run"] == run])
+        rows = result.lowest_bits(result.trajectories[result.trajectories["run"] == run])
         qn, qp = integer_range(min(m["bits"] for m in result.runs[run]["modules"].values()))
         half = result.runs[run]["steps"] // 2
         window = rows[(rows["step"] > half) & (rows["step"] <= half + TRAJECTORY_WINDOW)]
@@ -121,14 +120,6 @@ _KINDS = {
     "o_proj": "attention output",
     **dict.fromkeys(("fc1", "fc2", "gate_proj", "up_proj", "down_proj"), "ffn"),
 }
-
-
-def _low_bits(result: OscillationResult, rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Rows of the modules with the fewest bits: at 8 bits every weight moves over thresholds all the time."""
-    pairs = list(zip(rows["run"], rows["module"], strict=True))
-    bits = [result.runs[run]["modules"][module]["bits"] for run, module in pairs]
-    lowest = {run: min(m["bits"] for m in metadata["modules"].values()) for run, metadata in result.runs.items()}
-    return rows[[value == lowest[run] for value, (run, _) in zip(bits, pairs, strict=True)]]
 
 
 def _busiest(rows: pandas.DataFrame, qn: int, qp: int) -> list[tuple[str, int]]:

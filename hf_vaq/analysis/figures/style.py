@@ -125,7 +125,9 @@ def logarithmic(axis: Any, which: str) -> None:
     ticker = load_extra("matplotlib.ticker")
     getattr(axis, f"set_{which}scale")("log")
     side = getattr(axis, f"{which}axis")
-    side.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+    low, high = side.get_data_interval()
+    subs = (1, 2, 5) if 0 < high < 1000 * low else (1,)
+    side.set_major_locator(ticker.LogLocator(subs=subs, numticks=8))
     side.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     side.set_minor_locator(ticker.NullLocator())
 

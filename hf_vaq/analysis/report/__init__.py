@@ -1,5 +1,5 @@
 """Reports: one HTML file each that needs nothing else."""
 
-from .page import FigureBlock, Report, TableBlock, TextBlock
+from .page import CodeBlock, FigureBlock, Report, TableBlock, TextBlock
 
-__all__ = ["FigureBlock", "Report", "TableBlock", "TextBlock"]
+__all__ = ["CodeBlock", "FigureBlock", "Report", "TableBlock", "TextBlock"]

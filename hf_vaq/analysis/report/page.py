@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextBlock:
-    """A paragraph of plain text."""
+    """A paragraph of plain text; line ends count."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CodeBlock:
+    """Text to be copied, shown as it is."""
 
     text: str
 
@@ -72,7 +79,7 @@ class Report:
     summary: str
     facts: Mapping[str, str]
     command: str
-    sections: Sequence[tuple[str, Sequence[TextBlock | FigureBlock | TableBlock]]]
+    sections: Sequence[tuple[str, Sequence[TextBlock | CodeBlock | FigureBlock | TableBlock]]]
 
     def figures(self) -> dict[str, bytes]:
         """PNG files in the light theme, by name."""
@@ -123,6 +130,8 @@ class Report:
         for block in blocks:
             if isinstance(block, TextBlock):
                 inside.append(f"<p>{escape(block.text)}</p>")
+            elif isinstance(block, CodeBlock):
+                inside.append(f"<pre><code>{escape(block.text)}</code></pre>")
             elif isinstance(block, FigureBlock):
                 inside.append(_figure(block, figures[block.name]))
             else:

@@ -1,0 +1,96 @@
+"""What the analyses share on the command line: images, the output folder, the last line."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+    from ...analysis.report import Report
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool, max_images: int, images_help: str) -> None:
+    """Declare which images are used."""
+    parser.add_argument(
+        "--dataset", required=required, help="'digits' (bundled), a local folder or .parquet file, or a Hub id"
+    )
+    parser.add_argument("--dataset_config", "--dataset-config", help="configuration of the data set")
+    parser.add_argument("--split", help="split to measure on (default: validation, valid, val or test)")
+    parser.add_argument(
+        "--image_column", "--image-column", default="image", help="column with the images (default: image)"
+    )
+    parser.add_argument(
+        "--label_column", "--label-column", default="label", help="column with the labels (default: label)"
+    )
+    parser.add_argument("--max_images", "--max-images", type=int, default=max_images, help=images_help)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Declare where to compute and where to write."""
+    parser.add_argument(
+        "--output", type=Path, help=f"folder to write, new or of an earlier analysis (default: {folder})"
+    )
+
+
+def add_compute_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """Declare how to compute."""
+    parser.add_argument(
+        "--batch_size",
+        "--batch-size",
+        type=int,
+        default=batch_size,
+        help=f"images a forward pass (default: {batch_size})",
+    )
+    parser.add_argument("--device", help="such as cpu or cuda (default: an accelerator where there is one)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
+
+
+def split_of(arguments: argparse.Namespace, name: str | None = None) -> tuple[Any, str]:
+    """A split of the data set with its two columns, and the split's name."""
+    from ...data import held_out_split, load_dataset, prepare_columns, select_split
+
+    dataset = load_dataset(arguments.dataset, arguments.dataset_config)
+    name = name or held_out_split(dataset)
+    return prepare_columns(select_split(dataset, name), arguments.image_column, arguments.label_column), name
+
+
+def command_of(arguments: argparse.Namespace) -> str:
+    """The command line, to be shown in the report."""
+    return shlex.join(["hf-vaq", *arguments.words])
+
+
+def short_name(model: str) -> str:
+    """Name of a model in titles and folders: of a run's folders (float, trained) with the run's name."""
+    parts = [part for part in str(model).rstrip("/").split("/") if part not in ("", ".", "..")]
+    own = ("float", "trained", "packed")
+    return "/".join(parts[-2:] if parts and parts[-1] in own else parts[-1:]) or str(model)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that matter."""
+    import platform
+
+    import torch
+    import transformers
+
+    from ... import __version__
+
+    return {
+        "hf_vaq": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def finish(folder: Path, report: Report, results: Mapping[str, Any], tables: Mapping[str, pandas.DataFrame]) -> None:
+    """Write the folder and say where the report is."""
+    from ...analysis.report.writing import REPORT, write_analysis
+
+    write_analysis(folder, report, results, tables)
+    print(f"\n{report.summary}\nWritten to {folder}: {REPORT}, results.json, tables/, figures/")
