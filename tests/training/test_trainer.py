@@ -228,7 +228,7 @@ def test_training_starts_with_calibration(tmp_path):
 def test_after_training_every_parameter_has_moved(tmp_path):
     model = tiny_quantized_vit()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    trainer = build(tmp_path, model, tiny_vit(1, initializer_range=0.5), learning_rate=1e-2, max_steps=2)
+    trainer = build(tmp_path, model, tiny_vit(1, initializer_range=0.5), learning_rate=1e-2, max_steps=8)
     trainer.calibrate()
     before |= {name: p.clone() for name, p in model.named_parameters() if name in quantizer_parameter_names(model)}
     trainer.train()
