@@ -122,7 +122,7 @@ def label_dataset(
         split=split_name or (None if split.split is None else str(split.split)),
         image_column=image_column,
         batch_size=batch_size,
-        images_per_shard=images_per_shard or _images_per_shard(images, crops_per_image),
+        images_per_shard=images_per_shard or _images_per_shard(images, crops_per_image, batch_size),
     )
     labeling = _Labeling(settings, Path(folder), images, model, sampling, state)
     return labeling.run(num_workers, progress)
@@ -373,8 +373,8 @@ def _process_state() -> PartialState:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != launched:
         raise ValueError(
-            f"WORLD_SIZE is {launched}, and accelerate was set up for {state.num_processes} processes; on CPUs launch "
-            "with 'accelerate launch --cpu', or set use_cpu."
+            f"WORLD_SIZE is {launched}, and accelerate was set up for {state.num_processes} processes before. On CPUs "
+            "set use_cpu, or make accelerate's PartialState(cpu=True) first."
         )
     return state
 
@@ -388,10 +388,12 @@ def _read_plan(path: Path) -> LabelSettings:
         ) from error
 
 
-def _images_per_shard(images: EncodedImages, crops: int) -> int:
+def _images_per_shard(images: EncodedImages, crops: int, batch_size: int) -> int:
     most = max(1, CROPS_PER_SHARD // crops)
-    # A small data set is cut finer, so that every process has work and little of it is lost.
-    return most if images.streams else max(1, min(most, _ceil(len(images), _FEWEST_SHARDS)))
+    if images.streams:
+        return most
+    # A small data set is cut finer, so that every process has work and little of it is lost; but a batch fits in.
+    return max(1, min(most, max(_ceil(len(images), _FEWEST_SHARDS), _ceil(batch_size, crops))))
 
 
 def _shard_file(number: int) -> str:
