@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
-from itertools import groupby, islice
+from dataclasses import dataclass
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from accelerate import PartialState
 from PIL import Image
@@ -22,15 +18,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..processes import on_main_process
-from .card import store_card
 from .crops import INTERPOLATIONS, CropSampling, cut_crop, draw_crops
-from .files import remove_partial_files, whole_file, write_json
 from .images import EncodedImage, EncodedImages
-from .metadata import METADATA, LabelSettings, Shard, StoreMetadata
+from .metadata import LabelSettings
 from .pipeline import Pipeline
 from .records import ImageLabels
-from .store import PLAN, SoftLabelStore, file_checksum, read_digests
+from .store import SoftLabelStore
 from .teacher import LabelingTeacher
+from .unfinished import UnfinishedStore
 
 CROPS_PER_SHARD = 524_288
 """About 15 MB of top-5 labels: what a killed process has to do again, at most."""
@@ -152,7 +147,7 @@ class _Labeling:
         state: PartialState,
     ):
         self.settings = settings
-        self.folder = folder
+        self.store = UnfinishedStore(folder, settings)
         self.images = images
         self.teacher = teacher
         self.sampling = sampling
@@ -160,71 +155,16 @@ class _Labeling:
         self.rows_seen = 0
 
     def run(self, num_workers: int, progress: bool) -> SoftLabelStore:
-        if not self._prepare_folder():
-            missing = self._missing_shards()
-            self._label(missing, num_workers, progress)
+        if not on_main_process(lambda: self.store.claim(self.images)):
+            self._label(self._missing_shards(), num_workers, progress)
             if self.state.is_main_process:
-                self._finish(len(self.images) if not self.images.streams else self.rows_seen)
-        # No barrier: the last shard of another process may take longer than a barrier waits.
-        self._wait_for(METADATA)
-        return SoftLabelStore(self.folder)
-
-    def _prepare_folder(self) -> bool:
-        """On the main process, check and make the folder; every process learns whether the store is finished."""
-        return on_main_process(self._claim)
-
-    def _claim(self) -> bool:
-        plan = self.folder / PLAN
-        finished = (self.folder / METADATA).is_file()
-        if finished:
-            self._check_same(StoreMetadata.read(self.folder).settings)
-        elif plan.is_file():
-            self._check_same(_read_plan(plan))
-            for folder in (self.folder, self.folder / "data"):
-                remove_partial_files(folder)
-            self._check_finished_shards()
-        elif self.folder.exists() and (not self.folder.is_dir() or self._foreign_entries()):
-            raise ValueError(
-                f"soft_labels {str(self.folder)!r} is not empty and holds no labelling; accepted: a folder that is "
-                "empty or does not exist."
-            )
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_partial_files(self.folder)
-            write_json(plan, asdict(self.settings))
-        (self.folder / "data").mkdir(exist_ok=True)
-        if finished:
-            plan.unlink(missing_ok=True)
-        return finished
-
-    def _foreign_entries(self) -> list[str]:
-        """What is not left from a labelling that was killed while it wrote its plan."""
-        return [path.name for path in self.folder.iterdir() if not path.name.startswith(f".{PLAN}.")]
-
-    def _check_same(self, settings: LabelSettings) -> None:
-        difference = settings.first_difference(self.settings)
-        if difference is not None:
-            raise ValueError(
-                f"soft_labels {str(self.folder)!r} holds another labelling: {difference}. Choose another folder, or "
-                "repeat the labelling with the same settings."
-            )
-
-    def _check_finished_shards(self) -> None:
-        """Compare the first image of every shard that an earlier run finished with the image that is there now."""
-        for path in [] if self.images.streams else self._finished_shards():
-            row = _shard_number(path) * self.settings.images_per_shard
-            if row >= len(self.images) or self.images[row].digest != read_digests(path)[0]:
-                raise ValueError(
-                    f"soft_labels {str(self.folder)!r} holds an unfinished labelling of other images: row {row} is "
-                    "not the image that was labelled. Choose another folder."
-                )
-
-    def _finished_shards(self) -> list[Path]:
-        return sorted((self.folder / "data").glob("labels-*.arrow"), key=_shard_number)
+                self.store.finish(self.rows_seen if self.images.streams else len(self.images))
+        self.store.wait()
+        return SoftLabelStore(self.store.folder)
 
     def _missing_shards(self) -> Iterable[int]:
         """Numbers of the shards that this process has to make, ascending; without end for a stream."""
-        finished = {_shard_number(path) for path in self._finished_shards()}
+        finished = set(self.store.shards())
         rank, processes = self.state.process_index, self.state.num_processes
         numbers: Iterable[int]
         if self.images.streams:
@@ -259,7 +199,7 @@ class _Labeling:
                 while group := list(islice(shard, max(1, self.settings.batch_size // crops))):
                     rows += self._ask_teacher(group)
                     bar.update(len(group) * crops)
-                self._write_shard(number, rows)
+                self.store.write_shard(number, rows)
 
     def _rows(self, missing: Iterable[int]) -> Iterator[EncodedImage]:
         size = self.settings.images_per_shard
@@ -273,9 +213,8 @@ class _Labeling:
         numbers = iter(missing)
         number = next(numbers)
         # All shards of a stream before its first missing one are there; every process may begin behind them.
-        first = 0
-        while (self.folder / _shard_file(first)).is_file():
-            first += 1
+        finished = set(self.store.shards())
+        first = next(number for number in count() if number not in finished)
         # A last shard that is not full ends the stream; it is read again for the number of its rows.
         first = max(0, first - 1) * size
         self.rows_seen = first
@@ -322,45 +261,6 @@ class _Labeling:
             for prepared, index, values in zip(group, indices, stored, strict=True)
         ]
 
-    def _write_shard(self, number: int, rows: list[ImageLabels]) -> None:
-        layout = self.settings.layout
-        first = number * self.settings.images_per_shard
-        with (
-            whole_file(self.folder / _shard_file(number)) as partial,
-            pa.OSFile(str(partial), "wb") as file,
-            pa.ipc.new_file(file, layout.schema) as writer,
-        ):
-            for start in range(0, len(rows), layout.images_per_batch):
-                writer.write_batch(layout.encode(first + start, rows[start : start + layout.images_per_batch]))
-
-    def _finish(self, num_images: int) -> None:
-        """On the main process, wait for all shards and write what makes them a store."""
-        if num_images == 0:
-            raise ValueError(f"dataset {self.settings.dataset!r} has no images to label.")
-        files = [_shard_file(number) for number in range(_ceil(num_images, self.settings.images_per_shard))]
-        digest, shards = blake2b(digest_size=16), []
-        for file in files:
-            self._wait_for(file)
-            path = self.folder / file
-            digests = read_digests(path)
-            digest.update(digests.astype("<u8").tobytes())
-            shards.append(Shard(file, len(digests), path.stat().st_size, file_checksum(path)))
-        found = sum(shard.images for shard in shards)
-        if found != num_images:
-            raise ValueError(
-                f"soft_labels {str(self.folder)!r} holds labels of {found} images, the data set has {num_images}: it "
-                "changed while it was labelled. Choose another folder."
-            )
-        metadata = StoreMetadata(self.settings, num_images, digest.hexdigest(), tuple(shards))
-        with whole_file(self.folder / "README.md") as partial:
-            partial.write_text(store_card(metadata), encoding="utf-8")
-        metadata.write(self.folder)
-        (self.folder / PLAN).unlink()
-
-    def _wait_for(self, file: str) -> None:
-        while not (self.folder / file).is_file():
-            time.sleep(0.05)
-
 
 def _process_state() -> PartialState:
     """Join the processes that were launched; on a machine without accelerator as well.
@@ -379,29 +279,12 @@ def _process_state() -> PartialState:
     return state
 
 
-def _read_plan(path: Path) -> LabelSettings:
-    try:
-        return LabelSettings.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{str(path)!r} is damaged or of another version of hf_vaq ({error}). Remove the folder and label anew."
-        ) from error
-
-
 def _images_per_shard(images: EncodedImages, crops: int, batch_size: int) -> int:
     most = max(1, CROPS_PER_SHARD // crops)
     if images.streams:
         return most
     # A small data set is cut finer, so that every process has work and little of it is lost; but a batch fits in.
     return max(1, min(most, max(_ceil(len(images), _FEWEST_SHARDS), _ceil(batch_size, crops))))
-
-
-def _shard_file(number: int) -> str:
-    return f"data/labels-{number:05d}.arrow"
-
-
-def _shard_number(path: Path) -> int:
-    return int(path.stem.rpartition("-")[2])
 
 
 def _ceil(count: int, size: int) -> int:
