@@ -14,6 +14,13 @@ from hf_vaq.nn import quantizer_parameter_names
 from hf_vaq.training import OSCILLATION_NAME, VaqTrainer, cosine_ramp, model_bin_regularizer
 from hf_vaq.training import trainer as trainer_module
 
+# Named gradient_checkpointing before transformers 5.23, and deprecated under that name since.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
+
 
 def build(folder, model, teacher=None, dataset=None, eval_dataset=None, compute_metrics=None, **fields):
     return VaqTrainer(
@@ -263,8 +270,8 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     states = []
     for checkpointing in (False, True):
         model = tiny_quantized_vit(dropout=0.1)
-        build(tmp_path, model, activation_checkpointing=checkpointing, bin_regularization_start=0.0).train()
-        assert model.is_activation_checkpointing == checkpointing
+        build(tmp_path, model, **{CHECKPOINTING: checkpointing}, bin_regularization_start=0.0).train()
+        assert getattr(model, f"is_{CHECKPOINTING}") == checkpointing
         states.append(model.state_dict())
     assert states_equal(*states)
 
@@ -272,7 +279,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_in_bfloat16_with_checkpointed_activations(tmp_path, family):
     model = hf_vaq.quantize(build_model(family), hf_vaq.QuantConfig(weight_bits=2, activation_bits=2))
-    fields = {"bf16": True, "activation_checkpointing": True, "bin_regularization_start": 0.0, "max_steps": 2}
+    fields = {"bf16": True, CHECKPOINTING: True, "bin_regularization_start": 0.0, "max_steps": 2}
     dataset = Images(8, size=IMAGE_SIZE)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     trainer = build(tmp_path, model, build_model(family, seed=1), dataset, eval_dataset=dataset, **fields)
