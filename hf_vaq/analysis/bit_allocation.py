@@ -55,17 +55,18 @@ class Budget:
         Raises:
             ValueError: it is neither.
         """
+        lowest, highest = min(CANDIDATE_BITS), max(CANDIDATE_BITS)
         match = _SIZE.fullmatch(text.strip())
         try:
             if match:
                 return cls(size_bytes=int(float(match[1]) * _BYTES[match[2]]))
             bits = float(text)
         except ValueError:
-            bits = -1.0
-        if not 0 < bits <= max(CANDIDATE_BITS):
+            bits = 0.0
+        if not lowest <= bits <= highest:
             raise ValueError(
-                f"suggest_bits is {text!r}; accepted: average bits of a weight, such as 3.5 (at most"
-                f" {max(CANDIDATE_BITS)}), or the size of the packed model, such as 900kB or 1.2MB."
+                f"suggest_bits is {text!r}; accepted: average bits of a weight from {lowest} to {highest}, such as"
+                " 3.5, or the size of the packed model, such as 900kB or 1.2MB."
             )
         return cls(average_bits=bits)
 
@@ -209,12 +210,14 @@ def suggest_bits(
         quantized, folder = copies.quantized(_with(config, bits))
         board = Switchboard(quantized)
         units = find_units(quantized, board)
+        fixed_bytes = _tensor_bytes(pack(quantized)) - _units_bytes(units, {unit.name: bits for unit in units})
+        if bits == min(candidates):
+            _check_budget(units, bits, budget, fixed_bytes)
         settings = {("unit", unit.name): unit.parts for unit in units} | {(EVERYTHING, ""): board.parts}
         measured = measure_settings(quantized, board, settings, batches, folder, progress, f"{bits} bits")
         uniform[bits] = measured.pop((EVERYTHING, ""))
         for (_, name), result in measured.items():
             noise.setdefault(name, {})[bits] = result.noise_to_signal
-        fixed_bytes = _tensor_bytes(pack(quantized)) - sum(_bytes(unit, bits) for unit in units)
     chosen = _allocate(units, noise, budget, fixed_bytes)
     overrides = module_overrides(quantized, units, chosen)
     mixed, folder = copies.quantized(_with(config, min(candidates), overrides))
@@ -289,26 +292,26 @@ def _override_name(quantizer: str) -> str:
     return owner.rpartition(".")[0] if role in QUANTIZED_TENSORS else owner
 
 
+def _check_budget(units: Sequence[Unit], bits: int, budget: Budget, fixed_bytes: int) -> None:
+    """Refuse a budget that the lowest bits exceed, before anything is measured."""
+    lowest = fixed_bytes + _units_bytes(units, {unit.name: bits for unit in units})
+    if budget.size_bytes is not None and budget.size_bytes < lowest:
+        raise ValueError(
+            f"suggest_bits asks for {budget.size_bytes:,} bytes; accepted: at least {lowest:,}, what this model takes"
+            f" at {bits} bits throughout."
+        )
+    if budget.average_bits is not None and budget.average_bits < bits:
+        raise ValueError(f"suggest_bits asks for {budget.average_bits:g} bits a weight; accepted: at least {bits}.")
+
+
 def _allocate(
     units: Sequence[Unit], noise: Mapping[str, Mapping[int, float]], budget: Budget, fixed_bytes: int
 ) -> dict[str, int]:
     if budget.average_bits is not None:
         cost = {unit.name: {bits: bits * sum(unit.weights) for bits in noise[unit.name]} for unit in units}
-        limit = budget.average_bits * sum(sum(unit.weights) for unit in units)
-        asked, unit_of_cost = f"{budget.average_bits:g} bits a weight", sum(sum(unit.weights) for unit in units)
-        extra = 0
-    else:
-        cost = {unit.name: {bits: _bytes(unit, bits) for bits in noise[unit.name]} for unit in units}
-        limit, extra = budget.size_bytes - fixed_bytes, fixed_bytes
-        asked, unit_of_cost = f"{budget.size_bytes:,} bytes", 1
-    least = sum(min(cost[name].values()) for name in cost)
-    if least > limit:
-        accepted = (least + extra) / unit_of_cost
-        raise ValueError(
-            f"suggest_bits asks for {asked}; accepted: at least {accepted:,.0f}, what this model takes at"
-            f" {min(next(iter(noise.values())))} bits throughout."
-        )
-    return allocate_bits(noise, cost, limit)
+        return allocate_bits(noise, cost, budget.average_bits * sum(sum(unit.weights) for unit in units))
+    cost = {unit.name: {bits: _bytes(unit, bits) for bits in noise[unit.name]} for unit in units}
+    return allocate_bits(noise, cost, budget.size_bytes - fixed_bytes)
 
 
 def _with(config: QuantConfig, bits: int, overrides: dict[str, dict[str, int]] | None = None) -> QuantConfig:

@@ -51,6 +51,7 @@ class Moments:
         self._count = 0
         self._magnitudes: Tensor | float = 0.0
         self._powers: Tensor | float = 0.0
+        self._shift: float | None = None
         self._largest = 0.0
 
     @property
@@ -62,12 +63,16 @@ class Moments:
     def update(self, x: Tensor, channel_dim: int) -> None:
         """Take in a tensor, whose dimension `channel_dim` are the channels."""
         x = x.detach().float()
+        if self._shift is None:
+            self._shift = x.mean().item()
         others = [i for i in range(x.dim()) if i != channel_dim % x.dim()]
         magnitude = x.abs()
-        square = x * x
+        # About a value near the mean: nothing is lost where the mean is far larger than the deviation.
+        centred = x - self._shift
+        square = centred * centred
         # Sums of float32 values in blocks: float64 for the sums, not for the values, keeps this fast and exact enough.
-        powers = [x.sum(dtype=torch.float64), square.sum(dtype=torch.float64)]
-        powers += [(square * x).sum(dtype=torch.float64), (square * square).sum(dtype=torch.float64)]
+        powers = [centred.sum(dtype=torch.float64), square.sum(dtype=torch.float64)]
+        powers += [(square * centred).sum(dtype=torch.float64), (square * square).sum(dtype=torch.float64)]
         self._powers = self._powers + torch.stack(powers)
         magnitudes = magnitude.sum(others, dtype=torch.float64) if others else magnitude.double()
         self._magnitudes = self._magnitudes + magnitudes
@@ -90,7 +95,7 @@ class Moments:
         channels = self._magnitudes / (self._count / len(self._magnitudes))
         mean_abs = channels.mean().item()
         sdam = channels.std(correction=0).item()
-        constant = variance <= 1e-12 * m2
+        constant = variance <= 1e-12 * mean_abs**2
         head_spread = None
         if self.heads is not None:
             by_head = channels.view(self.heads, -1).mean(1)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from analysis_helpers import Labelled
 from helpers import FAMILIES, build, images
 
 import hf_vaq
@@ -14,19 +15,6 @@ from hf_vaq.analysis.measuring import SettingsMeasurement, measure_logits
 from hf_vaq.analysis.sensitivity import ALL_BUT, EVERYTHING, FULL_PRECISION, ONLY
 
 W3A3 = QuantConfig(weight_bits=3, activation_bits=3)
-
-
-class Labelled(torch.utils.data.Dataset):
-    """Random images and labels."""
-
-    def __init__(self, count, seed=0):
-        self.images = images(count, seed)
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return {"pixel_values": self.images[index], "labels": index % 3}
 
 
 def quantized(family):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 
 from .common import (
@@ -82,8 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and write the folder."""
-    from ...analysis import Budget, TrainingBudget, analyze_sensitivity, suggest_bits
+    from ...analysis import Budget, Switchboard, TrainingBudget, analyze_sensitivity, suggest_bits
     from ...analysis.extra import load_extra
+    from ...analysis.groups import find_groups
     from ...analysis.preparing import check_full_precision, random_subset
     from ...analysis.report.sensitivity import sensitivity_report
     from ...analysis.report.writing import CACHE, claim_folder
@@ -96,7 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
         model_labels,
         training_transform,
     )
+    from ...integration import quantize
     from ...job.models import load_image_processor, load_model
+    from ...job.output import write_text
 
     load_extra("matplotlib")
     config = QuantConfig(
@@ -132,6 +136,14 @@ def run(arguments: argparse.Namespace) -> int:
         "cache": folder / CACHE,
         "progress": True,
     }
+    if arguments.groups is not None:
+        # Suggested bits come first, so a name that matches nothing has to be found before them.
+        trial = quantize(copy.deepcopy(model), copy.deepcopy(config))
+        find_groups(trial, Switchboard(trial), arguments.groups)
+    suggestion = None
+    if bits_budget is not None:
+        suggestion = suggest_bits(model, images, calibration, bits_budget, config, **options)
+        write_text(folder / OVERRIDES, suggestion.to_yaml())
     result = analyze_sensitivity(
         model,
         images,
@@ -142,12 +154,6 @@ def run(arguments: argparse.Namespace) -> int:
         train_images=dataset(train, varied),
         **options,
     )
-    suggestion = None
-    if bits_budget is not None:
-        suggestion = suggest_bits(model, images, calibration, bits_budget, config, **options)
-        from ...job.output import write_text
-
-        write_text(folder / OVERRIDES, suggestion.to_yaml())
     facts = {
         "Model": str(arguments.model),
         "Measured on": f"{result.images} images of {arguments.dataset}, split {split}",

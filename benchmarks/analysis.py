@@ -1,0 +1,128 @@
+"""What the analyses cost: sensitivity by group beside float forward passes, and variation of a ViT-B.
+
+Peer of the sensitivity analysis: the stock model's forward pass over the same images, as many times as there are
+groups. The models are DeiT-T and ViT-B with random weights, which cost as much as trained ones.
+
+    python benchmarks/analysis.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from reporting import write_results
+from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification
+
+from hf_vaq import QuantConfig
+from hf_vaq.analysis import analyze_sensitivity, analyze_variation
+from hf_vaq.job.report import format_table
+
+
+class RandomImages(torch.utils.data.Dataset):
+    """Made anew at each access, so that a thousand of them fit into memory and are read as fast as can be."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed = count, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        generator = torch.Generator().manual_seed(self.seed * self.count + index)
+        return {"pixel_values": torch.randn(3, 224, 224, generator=generator), "labels": index % 1000}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--batch_size", type=int, default=25)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    measured = {
+        "sensitivity": sensitivity(arguments.images, arguments.batch_size, arguments.device),
+        "variation": variation(),
+    }
+    result = measured["sensitivity"]
+    rows = [
+        ["", "seconds", "float passes"],
+        ["one float pass", f"{result['float_seconds']:.1f}", "1"],
+        ["a group, alone", *cost(result["only"], result)],
+        ["a group, left out", *cost(result["all_but"], result)],
+        ["a group, both", *cost(result["whole"], result)],
+        ["variation of a ViT-B", f"{measured['variation']['seconds']:.1f}", ""],
+    ]
+    print(format_table(rows))
+    print(f"{result['groups']} groups, {result['images']} images; the last two count everything, reading images too")
+    print(f"written to {write_results('analysis', measured)}")
+
+
+def cost(seconds: float, result: dict) -> list[str]:
+    return [f"{seconds:.1f}", f"{seconds / result['float_seconds']:.2f}"]
+
+
+def sensitivity(images: int, batch_size: int, device: str) -> dict:
+    """A 12-block DeiT-T at 3 bits over all kinds, blocks and heads."""
+    torch.manual_seed(0)
+    config = DeiTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=1000)
+    model = DeiTForImageClassification(config).eval().to(device)
+    data = RandomImages(images, 1)
+    before = float_pass(model, data, batch_size)
+    seconds, result = timed(
+        lambda: analyze_sensitivity(
+            model,
+            data,
+            RandomImages(64, 2),
+            QuantConfig(weight_bits=3, activation_bits=3),
+            batch_size=batch_size,
+            device=device,
+            progress=True,
+        )
+    )
+    # The machine may have become faster or slower meanwhile.
+    float_seconds = (before + float_pass(model, data, batch_size)) / 2
+    table = result.table()
+    table = table[table["group"] != ""]
+    groups = table["group"].nunique()
+    alone = table[table["setting"].str.startswith("only")]["forward_seconds"]
+    left_out = table[table["setting"].str.startswith("all but")]["forward_seconds"]
+    return {
+        "images": images,
+        "batch_size": batch_size,
+        "groups": groups,
+        "float_seconds": float_seconds,
+        "only": alone.mean(),
+        "all_but": left_out.mean(),
+        "whole": seconds / groups,
+        "seconds": seconds,
+    }
+
+
+@torch.inference_mode()
+def float_pass(model: torch.nn.Module, data: RandomImages, batch_size: int) -> float:
+    """Seconds of the stock model's forward passes over all images, without reading them."""
+    seconds = 0.0
+    for batch in torch.utils.data.DataLoader(data, batch_size=batch_size):
+        pixel_values = batch["pixel_values"].to(model.device)
+        seconds += timed(lambda pixel_values=pixel_values: model(pixel_values=pixel_values).logits.sum().item())[0]
+    return seconds
+
+
+def variation() -> dict:
+    """Weights of all layers of a ViT-B/16."""
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(num_labels=1000))
+    seconds, result = timed(lambda: analyze_variation({"vit_base": model}))
+    return {"seconds": seconds, "layers": len(result.rows), "parameters": model.num_parameters()}
+
+
+def timed(work: Callable) -> tuple[float, object]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+if __name__ == "__main__":
+    main()
