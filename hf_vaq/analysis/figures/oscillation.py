@@ -53,7 +53,7 @@ def draw_distances(result: OscillationResult, theme: Theme) -> Figure:
         axis.set_title(run)
         axis.set_xlabel("distance to the nearest threshold (scales)")
         axis.set_xlim(0, 0.5)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.5 * rows["percentage"][rows["distance"] < 0.5].max())  # room for the legend
         if len(rows["code"].unique()) <= 8:
             axis.legend()
     axes[0][0].set_ylabel(f"weights (%), intervals of 1/{2 * DISTANCE_INTERVALS}")
@@ -89,27 +89,32 @@ def draw_scales(result: OscillationResult, theme: Theme) -> Figure:
 def draw_trajectories(result: OscillationResult, theme: Theme) -> Figure:
     """The recorded weights that change their code most often, in units of their scale.
 
-    Above the steps after half of the training, which are recorded one by one; below the whole run.
+    Above the steps after half of the training, which are recorded one by one, less the threshold that each weight
+    crosses; below the whole run.
     """
     runs = list(result.runs)
-    figure, axes = new_figure(5.4, 2, len(runs), sharey=True)
+    figure, axes = new_figure(5.4, 2, len(runs), sharey="row")
     for column, run in enumerate(runs):
         rows = result.lowest_bits(result.trajectories[result.trajectories["run"] == run])
         qn, qp = integer_range(min(m["bits"] for m in result.runs[run]["modules"].values()))
         half = result.runs[run]["steps"] // 2
         window = rows[(rows["step"] > half) & (rows["step"] <= half + TRAJECTORY_WINDOW)]
-        busiest = _busiest(window, qn, qp)
-        for axis, part in zip(axes[:, column], (window, rows), strict=True):
-            for threshold in range(qn, qp):
-                axis.axhline(threshold + 0.5, color=theme.text, linestyle=":", linewidth=0.8)
-            for index, (module, weight) in enumerate(busiest):
-                one = part[(part["module"] == module) & (part["weight"] == weight)]
-                axis.plot(one["step"], one["position"], color=theme.color(index), linewidth=0.9)
-            axis.set_ylim(qn - 0.6, qp + 0.6)
-        axes[0][column].set_title(run)
-        axes[1][column].set_xlabel("step")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("latent weight over scale")
+        thresholds = [code + 0.5 for code in range(qn, qp)]
+        above, below = axes[0][column], axes[1][column]
+        for index, (module, weight) in enumerate(_busiest(window, qn, qp)):
+            near, whole = (part[(part["module"] == module) & (part["weight"] == weight)] for part in (window, rows))
+            middle = near["position"].median()
+            crossed = min(thresholds, key=lambda threshold: abs(threshold - middle))
+            above.plot(near["step"], near["position"] - crossed, color=theme.color(index), linewidth=0.9)
+            below.plot(whole["step"], whole["position"], color=theme.color(index), linewidth=0.9)
+        for axis, lines in ((above, [0.0]), (below, thresholds)):
+            for line in lines:
+                axis.axhline(line, color=theme.text, linestyle=":", linewidth=1.0)
+        below.set_ylim(qn - 0.6, qp + 0.6)
+        above.set_title(run)
+        below.set_xlabel("step")
+    axes[0][0].set_ylabel("distance to the threshold")
+    axes[1][0].set_ylabel("latent weight over scale")
     return figure
 
 

@@ -41,8 +41,9 @@ def oscillation_report(result: OscillationResult, facts: Mapping[str, str], comm
         "trajectories",
         lambda theme: figures.draw_trajectories(result, theme),
         f"The recorded weights that changed their code most often in the {TRAJECTORY_WINDOW} steps after half of the"
-        " training (above), and the same weights over the whole run (below), in units of their scale. Dotted lines are"
-        " thresholds. A weight that goes back and forth over one of them oscillates.",
+        " training, in units of their scale: above, how far from the threshold that each one crosses; below, the same"
+        " weights over the whole run. Dotted lines are thresholds. A weight that goes back and forth over one of them"
+        " oscillates.",
         "Latent weights over steps, with the thresholds between codes.",
     )
     scales = FigureBlock(

@@ -91,12 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
     from ...analysis.report.writing import CACHE, claim_folder
     from ...config import QuantConfig
     from ...data import (
-        Augmentation,
         ImageClassificationDataset,
         check_input_format,
         evaluation_transform,
         model_labels,
-        training_transform,
     )
     from ...integration import quantize
     from ...job.models import load_image_processor, load_model
@@ -120,15 +118,17 @@ def run(arguments: argparse.Namespace) -> int:
     processor = load_image_processor(arguments.model)
     check_input_format(processor, model.config)
 
-    def dataset(rows, transform):
+    def dataset(rows):
         labels = model_labels(rows, arguments.label_column, model.config.id2label)
+        transform = evaluation_transform(processor)
         return ImageClassificationDataset(rows, labels, transform, image_column=arguments.image_column)
 
     name = short_name(arguments.model)
     folder = arguments.output or Path("outputs/analysis/sensitivity") / name
-    still, varied = evaluation_transform(processor), training_transform(processor, Augmentation(crop_scale=None))
-    images = random_subset(dataset(held_out, still), arguments.max_images, arguments.seed)
-    calibration = random_subset(dataset(train, still), arguments.calibration_images, arguments.seed)
+    # Training images are not varied: how far that may go (a mirrored digit is no digit) is for a recipe to say.
+    training_set = dataset(train)
+    images = random_subset(dataset(held_out), arguments.max_images, arguments.seed)
+    calibration = random_subset(training_set, arguments.calibration_images, arguments.seed)
     claim_folder(folder, (OVERRIDES,))
     options = {
         "batch_size": arguments.batch_size,
@@ -151,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
         config,
         groups=arguments.groups,
         budget=budget,
-        train_images=dataset(train, varied),
+        train_images=training_set,
         **options,
     )
     facts = {
