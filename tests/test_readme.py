@@ -23,7 +23,7 @@ from hf_vaq.recipe import load_recipe
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "recipes/**/*.md", "benchmarks/**/*.md", "hub_cards/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "recipes/**/*.md", "benchmarks/**/*.md", "hub_cards/*.md")
     for path in ROOT.glob(pattern)
 )
 TOP_FOLDERS = ("hf_vaq", "recipes", "docs", "tests", "benchmarks", "hub_cards", ".ci")
