@@ -28,7 +28,7 @@ def draw_shares(result: OscillationResult, theme: Theme) -> Figure:
         axis = axes[0][1 + index]
         for _, module in rows.groupby("module", sort=False):
             axis.plot(module["step"], module["percentage"], color=theme.color(index), alpha=0.4, linewidth=0.8)
-        axis.set_title(f"{run}, by module")
+        axis.set_title(run)
         axis.set_xlabel("step")
     axes[0][0].set_title("all modules")
     axes[0][0].set_xlabel("step")
