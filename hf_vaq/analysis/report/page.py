@@ -179,7 +179,8 @@ def _table(block: TableBlock) -> str:
                 cells.append(f"<td>{escape('' if value is None else str(value))}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
-        f'<div class="scroll"><table><caption><span>{escape(block.caption)}</span></caption><thead><tr>{heads}</tr></thead>\n'
+        f'<div class="scroll"><table><caption><span>{escape(block.caption)}</span></caption>\n'
+        f"<thead><tr>{heads}</tr></thead>\n"
         f"<tbody>{chr(10).join(rows)}</tbody></table></div>"
     )
 
