@@ -5,23 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .shared_arguments import add_dataset
+
 HELP = "Measure top-1, top-5, images per second and size of a model."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("model", metavar="MODEL", help="local folder or Hub id of a float, trained or packed model")
-    parser.add_argument(
-        "--dataset", required=True, help="'digits' (bundled), a local folder or .parquet file, or a Hub id"
-    )
-    parser.add_argument("--dataset_config", "--dataset-config", help="configuration of the data set")
-    parser.add_argument("--split", help="split to evaluate on (default: validation, valid, val or test)")
-    parser.add_argument(
-        "--image_column", "--image-column", default="image", help="column with the images (default: image)"
-    )
-    parser.add_argument(
-        "--label_column", "--label-column", default="label", help="column with the labels (default: label)"
-    )
+    add_dataset(parser, required=True, purpose="evaluate")
     parser.add_argument(
         "--batch_size", "--batch-size", type=int, default=32, help="images a forward pass (default: 32)"
     )

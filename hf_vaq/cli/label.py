@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .train import RecipeHelp
+from .shared_arguments import add_recipe
 
 HELP = "Label crops of a recipe's training images with its teacher, once, for training from the stored labels."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the recipe; its fields are read as in `hf-vaq train`."""
-    parser.usage = "hf-vaq label RECIPE [--field value ...] [--debug]"
-    parser.add_argument("recipe", metavar="RECIPE", help="path of a recipe, or a name that 'hf-vaq recipes' lists")
-    parser.add_argument("-h", "--help", action=RecipeHelp, help="show this help with all fields, and exit")
+    """Declare the recipe."""
+    add_recipe(parser, "label")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
 from ..calibration import calibrate, is_calibrated
+from ..integration.quantizer import keep_parameter_names
 from ..nn import weight_quantized_modules
 from ..soft_labels.dataset import SoftLabelDataset
 from ..soft_labels.store import SoftLabelStore
@@ -176,7 +177,7 @@ class VaqTrainer(Trainer):
         return model
 
     def _set_up_model(self, model: nn.Module) -> None:
-        _keep_parameter_names(model)
+        keep_parameter_names(model)
         if self.args.drop_path is not None:
             set_drop_path(model, self.args.drop_path)
 
@@ -376,16 +377,6 @@ class VaqTrainer(Trainer):
                 f" {len(load_result.unexpected_keys)} that it does not know. Expected a checkpoint that VaqTrainer"
                 " wrote for this model."
             )
-
-
-def _keep_parameter_names(model: nn.Module) -> None:
-    """Save parameters under the names they have in memory.
-
-    A model that is not quantized would be saved with the names of older transformers versions, but the Trainer reads
-    its checkpoints back without renaming (transformers issue 43701): resuming and loading the best checkpoint would
-    keep only the tensors whose names never changed. `from_pretrained` reads both.
-    """
-    model._weight_conversions = []
 
 
 def _has_indices(dataset: Any) -> bool:

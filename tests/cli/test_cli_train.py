@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_recipe
+from cli_helpers import write_recipe
 from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..shared_arguments import add_dataset
+
 if TYPE_CHECKING:
     import pandas
 
@@ -16,17 +18,7 @@ if TYPE_CHECKING:
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool, max_images: int, images_help: str) -> None:
     """Declare which images are used."""
-    parser.add_argument(
-        "--dataset", required=required, help="'digits' (bundled), a local folder or .parquet file, or a Hub id"
-    )
-    parser.add_argument("--dataset_config", "--dataset-config", help="configuration of the data set")
-    parser.add_argument("--split", help="split to measure on (default: validation, valid, val or test)")
-    parser.add_argument(
-        "--image_column", "--image-column", default="image", help="column with the images (default: image)"
-    )
-    parser.add_argument(
-        "--label_column", "--label-column", default="label", help="column with the labels (default: label)"
-    )
+    add_dataset(parser, required=required, purpose="measure")
     parser.add_argument("--max_images", "--max-images", type=int, default=max_images, help=images_help)
 
 
