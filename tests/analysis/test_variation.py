@@ -7,7 +7,14 @@ import pytest
 import torch
 from analysis_helpers import Labelled
 from helpers import FAMILIES, build, images
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 import hf_vaq
 from hf_vaq import QuantConfig
@@ -126,6 +133,33 @@ def test_transformers_and_cnns_stand_side_by_side():
     assert line["sdam"] == pytest.approx(rows["sdam"].mean()) and line["largest_kurtosis"] == rows["kurtosis"].max()
     assert line["module_spread"] == pytest.approx(numpy.std(rows["mean_abs"]) / numpy.mean(rows["mean_abs"]))
     assert set(rows["kind"]) == {"convolution", "pointwise convolution", "last layer"}
+
+
+def convnext():
+    torch.manual_seed(0)
+    config = ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=3)
+    return ConvNextForImageClassification(config).eval()
+
+
+def mobilenet():
+    torch.manual_seed(0)
+    return MobileNetV2ForImageClassification(MobileNetV2Config(depth_multiplier=0.35, num_labels=3)).eval()
+
+
+@pytest.mark.parametrize("make", [resnet, convnext, mobilenet])
+def test_every_convolution_of_a_cnn_is_measured_with_its_input(make):
+    model = make()
+    assert architecture_of(model) == CNN
+    table = analyze_variation({"cnn": model}, {"cnn": Labelled(4)}, device="cpu").table()
+    layers = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)}
+    for tensor in (WEIGHT, INPUT):
+        rows = table[table["tensor"] == tensor].set_index("module")
+        assert set(rows.index) == layers
+        assert numpy.isfinite(rows[["mean_abs", "sdam", "kurtosis"]]).all(axis=None)
+    weights = table[table["tensor"] == WEIGHT].set_index("module")["sdam"]
+    for name in layers:
+        channels = model.get_submodule(name).weight.detach().abs().flatten(1).mean(1)
+        assert weights[name] == pytest.approx(channels.std(correction=0).item(), rel=1e-4)
 
 
 def test_latent_weights_are_measured_and_packed_ones_refused():
