@@ -8,7 +8,7 @@ from ..config import QuantConfig
 from .checkpoint import check_finite
 from .injection import inject
 from .plan import plan_quantization
-from .quantizer import VaqQuantizer, initialize_quantizers, keep_parameter_names, set_attention
+from .quantizer import VaqQuantizer, initialize_quantizers, keep_parameter_names, require_import, set_attention
 
 
 def quantize(model: PreTrainedModel, config: QuantConfig) -> PreTrainedModel:
@@ -50,3 +50,4 @@ def attach(model: PreTrainedModel, quantizer: VaqQuantizer) -> None:
     model.config.quantization_config = quantizer.quantization_config
     model.config._is_quantized = True
     keep_parameter_names(model)
+    require_import(model.config)

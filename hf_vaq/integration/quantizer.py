@@ -19,9 +19,15 @@ from .injection import inject
 from .plan import plan_quantization
 
 ATTENTION = QUANT_METHOD
-AttentionInterface.register(ATTENTION, quantized_attention)
-# Without a mask function of the same name transformers drops a user's attention mask.
-AttentionMaskInterface.register(ATTENTION, eager_mask)
+MISSING_PACKAGE = "vaq: needs 'import hf_vaq' (pip install hf-vaq)"
+"""What config.json of a saved model names as its attention.
+
+Where this package is not imported, transformers would only warn of an unknown quantization and fill the layers with
+random numbers; but an unknown attention is an error to it, and the message quotes this name."""
+for _name in (ATTENTION, MISSING_PACKAGE):
+    AttentionInterface.register(_name, quantized_attention)
+    # Without a mask function of the same name transformers drops a user's attention mask.
+    AttentionMaskInterface.register(_name, eager_mask)
 
 
 @register_quantizer(QUANT_METHOD)
@@ -63,6 +69,7 @@ class VaqQuantizer(HfQuantizer):
             initialize_quantizers(model)
         check_finite(model)
         keep_parameter_names(model)
+        require_import(model.config)
         return model
 
     def is_serializable(self) -> bool:
@@ -91,6 +98,14 @@ def set_attention(model_config: PretrainedConfig, config: QuantConfig) -> None:
     any_bits = [config.activation_bits, *(fields.get("activation_bits") for fields in overrides)]
     if config.quantize_attention and any(any_bits):
         model_config._attn_implementation = ATTENTION
+    elif model_config._attn_implementation == MISSING_PACKAGE:
+        model_config._attn_implementation = None  # the default of transformers
+
+
+def require_import(model_config: PretrainedConfig) -> None:
+    """Make loading what `model_config` is saved with fail, and say why, where this package is not imported."""
+    # A plain attribute: it is saved, while the property `_attn_implementation`, which is in force, is not.
+    model_config.attn_implementation = MISSING_PACKAGE
 
 
 @torch.no_grad()

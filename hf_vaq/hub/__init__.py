@@ -1,0 +1,1 @@
+"""Publishing: cards, and commits to the Hub."""
