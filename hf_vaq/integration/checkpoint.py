@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..nn import PackedActivationQuantizer, PackedWeight
+from .plan import Plan
 
 
 def check_packed_files(model: PreTrainedModel, files: list[str] | None) -> None:
@@ -22,15 +23,9 @@ def check_packed_files(model: PreTrainedModel, files: list[str] | None) -> None:
     Raises:
         ValueError: naming the file, and the tensor with both shapes.
     """
-    if not files or not all(str(file).endswith(".safetensors") for file in files):
+    found = _shapes(files)
+    if not found:
         return
-    found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as checkpoint:
-                found |= {name: tuple(checkpoint.get_slice(name).get_shape()) for name in checkpoint.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is cut short or damaged ({error}): copy or download it again.") from error
     prefix = f"{model.base_model_prefix}."
     for name, tensor in _packed_tensors(model).items():
         # A checkpoint of the bare model and one with a head differ by the prefix of the bare model.
@@ -42,6 +37,18 @@ def check_packed_files(model: PreTrainedModel, files: list[str] | None) -> None:
             raise ValueError(
                 f"packed checkpoint {files[0]}: tensor {name!r} has shape {shape}, expected {tuple(tensor.shape)}."
             )
+
+
+def leave_out_new_pooler(model: PreTrainedModel, plan: Plan, files: list[str] | None) -> None:
+    """Take the pooler of a bare model out of `plan` if the checkpoint, being that of a classifier, has none.
+
+    transformers then initialises it anew and says so, as with a full-precision checkpoint.
+    """
+    found = _shapes(files)
+    if found and model.base_model is model and not any(".pooler." in f".{name}" for name in found):
+        for layers in (plan.weights, plan.inputs):
+            for name in [name for name in layers if name.startswith("pooler.")]:
+                del layers[name]
 
 
 def check_finite(model: nn.Module) -> None:
@@ -57,6 +64,20 @@ def check_finite(model: nn.Module) -> None:
                 f"{name!r} holds {bad} NaN or infinite values of {tensor.numel()}: the checkpoint is damaged, or its"
                 " training diverged. Expected finite numbers."
             )
+
+
+def _shapes(files: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in safetensors files; empty for other files, and for none."""
+    if not files or not all(str(file).endswith(".safetensors") for file in files):
+        return {}
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as checkpoint:
+                found |= {name: tuple(checkpoint.get_slice(name).get_shape()) for name in checkpoint.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is cut short or damaged ({error}): copy or download it again.") from error
+    return found
 
 
 def _packed_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

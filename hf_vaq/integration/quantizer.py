@@ -12,9 +12,10 @@ from transformers.masking_utils import eager_mask
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from ..config import QUANT_METHOD, QuantConfig
+from ..inference.execution import set_execution
 from ..nn import ActivationQuantizer, WeightQuantizer, quantizer_parameter_names, weight_quantized_modules
 from ..nn.attention import quantized_attention
-from .checkpoint import check_finite, check_packed_files
+from .checkpoint import check_finite, check_packed_files, leave_out_new_pooler
 from .injection import inject
 from .plan import plan_quantization
 
@@ -50,7 +51,10 @@ class VaqQuantizer(HfQuantizer):
                 "QuantConfig.packed=True describes a checkpoint that holds packed codes; to quantize a full-precision"
                 " checkpoint, load it with packed=False and call hf_vaq.pack(model) when it is trained."
             )
-        inject(model, plan_quantization(model, config), config)
+        plan = plan_quantization(model, config)
+        if config.packed:
+            leave_out_new_pooler(model, plan, checkpoint_files)
+        inject(model, plan, config)
         if config.packed:
             check_packed_files(model, checkpoint_files)
         elif not self.pre_quantized:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, AutoModelForImageClassification
 from transformers.masking_utils import eager_mask
@@ -146,8 +147,11 @@ def quantized_attention(
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
 
 
-def replace_layers(model: nn.Module, config: Any) -> None:
-    """Put packed layers and activation quantizers into a stock model on the meta device, as `config` says."""
+def replace_layers(model: nn.Module, config: Any, absent: tuple[str, ...] = ()) -> None:
+    """Put packed layers and activation quantizers into a stock model on the meta device, as `config` says.
+
+    Layers whose name is in `absent` stay as they are.
+    """
     keep = config.modules_to_not_convert
     modules = dict(model.named_modules())
     layers = {
@@ -155,6 +159,7 @@ def replace_layers(model: nn.Module, config: Any) -> None:
         for name, module in modules.items()
         if (type(module) is nn.Linear or (type(module) is nn.Conv2d and name.endswith("patch_embeddings.projection")))
         and should_convert_module(name, keep)
+        and name not in absent
     }
     known = model.config.model_type in FAMILIES
     shared = {
@@ -245,17 +250,27 @@ class PackedLoader(HfQuantizer):
     """Builds the packed layers before `from_pretrained` fills them."""
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """The attention function is chosen at every load: ours if it has to quantize, else the stock model's default."""
+        """The attention function is chosen at every load: ours if it quantizes, else the model's default."""
         settings = self.quantization_config
         overrides = (settings.module_overrides or {}).values()
         bits = [settings.activation_bits, *(override.get("activation_bits") for override in overrides)]
         config._attn_implementation = METHOD if settings.quantize_attention and any(bits) else None
         return config
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> nn.Module:
         with torch.device("meta"):
-            replace_layers(model, self.quantization_config)
+            replace_layers(model, self.quantization_config, self._absent(checkpoint_files))
         return model
+
+    def _absent(self, files: list[str] | None) -> tuple[str, ...]:
+        """Layers that a bare model has, and a classifier's checkpoint has not: transformers initialises them anew."""
+        names = set()
+        for file in files or ():
+            with safe_open(file, framework="pt") as checkpoint:
+                names |= set(checkpoint.keys())
+        return () if any(".pooler." in f".{name}" for name in names) else ("pooler.dense",)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         model._weight_conversions = []  # it is saved under the names that it has in memory
