@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
 import torch
+from PIL import Image
 from transformers import (
     BeitConfig,
     BeitForImageClassification,
@@ -47,6 +53,34 @@ FAMILIES = {
     "beit": (BeitForImageClassification, BeitConfig, PLAIN | {"use_relative_position_bias": True}),
 }
 
+TINY_RECIPE = {
+    "model_config": {
+        "model_type": "vit",
+        "image_size": 8,
+        "patch_size": 4,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    },
+    "dataset": "digits",
+    "train_split": "train[:64]",
+    "eval_split": "test[:40]",
+    "horizontal_flip": 0,
+    "float_num_train_epochs": 1,
+    "weight_bits": 2,
+    "activation_bits": 2,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 20,
+    "calibration_batches": 2,
+    "learning_rate": "5e-4",
+    "save_strategy": "epoch",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+"""A recipe of the whole main job that takes seconds."""
+
 
 def build(family: str = "vit", seed: int = 0, **config) -> PreTrainedModel:
     """A tiny, randomly initialised, full-precision model in evaluation mode."""
@@ -58,3 +92,22 @@ def build(family: str = "vit", seed: int = 0, **config) -> PreTrainedModel:
 def images(count: int = 4, seed: int = 0, size: int = IMAGE_SIZE) -> torch.Tensor:
     """Standard-normal "images", (count, 3, size, size)."""
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(labels: Sequence[str], count: int = 36) -> datasets.Dataset:
+    """Random grey pictures, as many of each class, with the columns `image` and `label`."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(labels))})
+    random = np.random.default_rng(0)
+    rows = {
+        "image": [Image.fromarray(random.integers(0, 256, (20, 24), dtype=np.uint8)) for _ in range(count)],
+        "label": [index % len(labels) for index in range(count)],
+    }
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def save_pictures(folder: Path, labels: Sequence[str] = ("cat", "dog"), count: int = 40) -> None:
+    """A folder of pictures for each class."""
+    for index, row in enumerate(pictures(labels, count)):
+        file = folder / labels[row["label"]] / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        row["image"].save(file)
