@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from ..files import LEFTOVERS, remove_leftovers, replace_folder, write_problem
+
 FLOAT = "float"
 FLOAT_CHECKPOINTS = "float_checkpoints"
 TRAINED = "trained"
@@ -28,7 +32,7 @@ _WRITTEN = (
     RECIPE,
     OSCILLATION,
     "checkpoint-*",
-    ".*.partial-*",
+    LEFTOVERS,
     "runs",
 )
 
@@ -38,18 +42,26 @@ def claim_output_folder(folder: Path, *, resume: bool = False, overwrite: bool =
 
     Args:
         folder: created if it does not exist.
-        resume: continue a run that was interrupted; the folder must hold one.
+        resume: continue the run in the folder, if there is one: a run that was stopped before it wrote anything
+            begins anew. What it left half-written is removed.
         overwrite: remove what an earlier run wrote (and nothing else).
 
     Raises:
-        ValueError: the folder holds something and neither `resume` nor `overwrite` is given, there is nothing to
-            resume, or it cannot be written.
+        ValueError: the folder holds something and neither `resume` nor `overwrite` is given, or something that no run
+            wrote; or it cannot be written.
     """
     entries = _entries(folder)
     if resume and overwrite:
         raise ValueError("resume_from_checkpoint and overwrite_output_dir exclude each other; give one of them.")
-    if resume and not (folder / RECIPE).is_file():
-        raise ValueError(f"resume_from_checkpoint is set, but output_dir {str(folder)!r} holds no run to resume.")
+    if resume:
+        remove_leftovers(folder)
+        remove_leftovers(folder / FLOAT_CHECKPOINTS)
+        entries = _entries(folder)
+        if entries and RECIPE not in entries:
+            raise ValueError(
+                f"resume_from_checkpoint is set, but output_dir {str(folder)!r} holds {entries[0]!r} and no run to "
+                "resume."
+            )
     if overwrite:
         foreign = [name for name in entries if not any(fnmatch.fnmatch(name, pattern) for pattern in _WRITTEN)]
         if entries and RECIPE not in entries:
@@ -82,7 +94,7 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: remove an earlier `folder` at the end.
 
     Raises:
-        ValueError: the folder holds something, or its parent cannot be written.
+        ValueError: the folder holds something, its parent cannot be written, or no more can be (the disk is full).
     """
     if _entries(folder) and not replace:
         raise ValueError(f"{str(folder)!r} is not empty; accepted: a folder that is empty or does not exist.")
@@ -95,9 +107,13 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         # mkdtemp makes a private folder; a saved model should be as readable as any other new folder
         partial.chmod(0o777 & ~_umask())
         yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        replace_folder(partial, folder)
+    except (OSError, SafetensorError) as error:
+        # safetensors and others report a full disk in words of their own.
+        problem = write_problem(partial)
+        if problem is None:
+            raise
+        raise ValueError(f"{str(folder)!r} cannot be written: {problem}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

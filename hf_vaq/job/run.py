@@ -15,7 +15,6 @@ import torch
 import transformers
 from accelerate import PartialState
 from transformers import AutoModelForImageClassification, PreTrainedModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data import check_input_format
 from ..evaluation import EvaluationResult, compute_metrics, evaluate_model, preprocess_logits_for_metrics
@@ -24,7 +23,7 @@ from ..processes import on_main_process
 from ..recipe import Recipe
 from ..recipe.arguments import SELF_TEACHER
 from ..soft_labels import SoftLabelStore
-from ..training import VaqTrainer, VaqTrainingArguments
+from ..training import VaqTrainer, VaqTrainingArguments, last_complete_checkpoint
 from ..training.stored_labels import build_soft_label_dataset
 from ..version import __version__
 from . import output
@@ -103,6 +102,8 @@ class _Run:
             )
 
         on_main_process(claim)
+        if self.resume and not (self.folder / output.RECIPE).is_file():
+            self.report(f"nothing to resume in {self.folder}: the run starts at its beginning")
 
     def _prepare_model(self) -> None:
         """Find config and image processor, and check the data against them before anything is trained."""
@@ -147,7 +148,8 @@ class _Run:
             start = self.folder / output.FLOAT
             if not start.is_dir():
                 self._train_full_precision(start)
-            self.state.wait_for_everyone()
+            # The model is complete, so its checkpoints are of no more use.
+            on_main_process(lambda: shutil.rmtree(self.folder / output.FLOAT_CHECKPOINTS, ignore_errors=True))
 
         def evaluate() -> ModelResult:
             model = load_model(start)
@@ -163,11 +165,8 @@ class _Run:
         set_seed(arguments.seed)
         model = AutoModelForImageClassification.from_config(self.config)
         trainer = self._trainer(model, arguments, teacher=None)
-        checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
-        trainer.train(resume_from_checkpoint=checkpoint if self.resume else None)
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir) if self.resume else None)
         self._save(trainer.model, folder)
-        # The model is complete, so its checkpoints are of no more use.
-        on_main_process(lambda: shutil.rmtree(arguments.output_dir, ignore_errors=True))
 
     def _train_quantized(self, start: str | Path) -> PreTrainedModel:
         """Quantize, calibrate, train and save the training form."""
@@ -223,7 +222,7 @@ class _Run:
         if not self.resume:
             return None
         given = str(self.training.resume_from_checkpoint)
-        return get_last_checkpoint(str(self.folder)) if given.lower() == "true" else given
+        return last_complete_checkpoint(self.folder) if given.lower() == "true" else given
 
     def _pack_and_evaluate(self, model: PreTrainedModel) -> ModelResult | None:
         folder = self.folder / output.PACKED

@@ -1,6 +1,7 @@
 """Quantization-aware training: arguments, trainer, losses, regularizer, oscillation tracking."""
 
 from .arguments import SCALE_LEARNING_RATE_FACTOR, VaqTrainingArguments
+from .checkpoints import CheckpointError, last_complete_checkpoint
 from .distillation import soft_cross_entropy
 from .non_finite import NonFiniteError
 from .oscillation import OSCILLATION_NAME, OscillationTracker
@@ -14,6 +15,7 @@ __all__ = [
     "OSCILLATION_NAME",
     "RECORD_FOLDER",
     "SCALE_LEARNING_RATE_FACTOR",
+    "CheckpointError",
     "ImageNormalization",
     "NonFiniteError",
     "OscillationRecorder",
@@ -24,6 +26,7 @@ __all__ = [
     "VaqTrainingArguments",
     "build_teacher",
     "cosine_ramp",
+    "last_complete_checkpoint",
     "match_labels",
     "measure_normalization",
     "model_bin_regularizer",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from ..files import replace_folder
 from ..nn import weight_quantized_modules
 from ..numerics.levels import integer_range
 from ..version import __version__
@@ -119,9 +120,7 @@ class OscillationRecorder(TrainerCallback):
                 pq.write_table(pa.concat_tables(self._tables[name]), partial / f"{name}.parquet")
                 self._tables[name] = [pq.read_table(partial / f"{name}.parquet", columns=list(columns))]
             (partial / RECORD_METADATA).write_text(json.dumps(self._metadata, indent=2) + "\n", encoding="utf-8")
-            if target.exists():
-                shutil.rmtree(target)
-            partial.rename(target)
+            replace_folder(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..calibration import calibrate, is_calibrated
@@ -19,6 +19,7 @@ from ..nn import weight_quantized_modules
 from ..soft_labels.dataset import SoftLabelDataset
 from ..soft_labels.store import SoftLabelStore
 from .arguments import VaqTrainingArguments
+from .checkpoints import CompleteCheckpoints
 from .checks import check_dataset
 from .distillation import soft_cross_entropy
 from .drop_path import set_drop_path
@@ -35,7 +36,7 @@ from .teacher import build_teacher
 logger = logging.get_logger(__name__)
 
 
-class VaqTrainer(Trainer):
+class VaqTrainer(CompleteCheckpoints):
     """Trains an image classifier, quantized or not, with distillation and the variation-aware bin regularizer.
 
     The loss is (1 - w) * soft cross-entropy with the teacher + w * cross-entropy with the labels, w being
@@ -55,8 +56,9 @@ class VaqTrainer(Trainer):
       last value) and `oscillation_percentage`; `state.log_history` holds `oscillation_by_module` as well;
     - leaves a record of oscillations, scales and a few weights in the output folder, see `OscillationRecorder`;
     - stops at the first NaN or infinite loss, gradient or weight with an error that says where (`NonFiniteError`);
-    - resumes bit for bit: random transforms of a dataset with indices depend on (`args.data_seed`, epoch, index) only,
-      and a checkpoint that lacks tensors of the model is an error, not a warning.
+    - resumes bit for bit, whenever and however it was stopped: checkpoints appear whole (`CompleteCheckpoints`),
+      random transforms of a dataset with indices depend on (`args.data_seed`, epoch, index) only, and a checkpoint
+      that lacks tensors of the model is an error, not a warning.
 
     Args:
         model: an image-classification model.
@@ -140,7 +142,9 @@ class VaqTrainer(Trainer):
         """Check the datasets against model and teacher, then train; see `transformers.Trainer.train`.
 
         Raises:
-            ValueError: if a dataset is empty, lacks pixel values or labels, or does not fit the model.
+            ValueError: if a dataset is empty, lacks pixel values or labels, or does not fit the model, or there is no
+                complete checkpoint to resume from.
+            CheckpointError: if a checkpoint cannot be written, for instance because the disk is full.
             NonFiniteError: if the loss, a gradient or a weight becomes NaN or infinite.
         """
         self._check_datasets()

@@ -40,12 +40,40 @@ def test_overwriting_removes_a_run_and_nothing_else(tmp_path):
     assert (tmp_path / "results.json").exists()
 
 
-def test_resuming_needs_a_run(tmp_path):
-    with pytest.raises(ValueError, match="holds no run to resume"):
+def test_resuming_goes_on_with_a_run_or_begins_one(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds 'thesis\.tex' and no run to resume"):
         claim_output_folder(tmp_path, resume=True)
+    (tmp_path / "thesis.tex").unlink()
+    # Killed before it had written anything: the same command starts it again.
+    claim_output_folder(tmp_path, resume=True)
+    claim_output_folder(tmp_path / "new", resume=True)
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "new").rmdir()
     make_run(tmp_path)
     claim_output_folder(tmp_path, resume=True)
     assert (tmp_path / "packed").exists()
+
+
+def test_resuming_removes_what_a_killed_run_left_half_written(tmp_path):
+    make_run(tmp_path)
+    for name in (".checkpoint-9.partial-save", ".packed.partial-x1", "float_checkpoints/.checkpoint-2.partial-save"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(3))
+    (tmp_path / ".results.json.partial-77").write_text("{")
+    claim_output_folder(tmp_path, resume=True)
+    assert sorted(os.listdir(tmp_path)) == [
+        "checkpoint-5",
+        "float_checkpoints",
+        "packed",
+        "recipe.yaml",
+        "results.json",
+    ]
+    assert os.listdir(tmp_path / "float_checkpoints") == []
+
+
+def test_resuming_needs_to_know_what_to_do(tmp_path):
+    make_run(tmp_path)
     with pytest.raises(ValueError, match="exclude each other"):
         claim_output_folder(tmp_path, resume=True, overwrite=True)
 

@@ -1,0 +1,80 @@
+"""Folders that appear whole or not at all, whatever interrupts the process that writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+LEFTOVERS = ".*.partial-*"
+"""Pattern of the names that unfinished folders and files have, beside those they will get."""
+
+
+def replace_folder(finished: Path, folder: Path) -> None:
+    """Give a finished folder its name. An earlier folder of that name steps aside first and is removed last.
+
+    At no moment does the name belong to a folder of which a part is missing, as it would while the earlier one is
+    being removed.
+
+    Args:
+        finished: on the same file system as `folder`.
+        folder: need not exist.
+    """
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(aside)
+    finished.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; it loses its name before it loses its first file."""
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, pattern: str = LEFTOVERS) -> None:
+    """Remove what processes that were killed have left in `folder`; nothing may be writing there."""
+    for path in folder.glob(pattern):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the files of a folder are on the disk: after a power cut a renamed folder would else be empty."""
+    for root, _, names in os.walk(folder):
+        for name in [*names, "."]:
+            descriptor = os.open(os.path.join(root, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def write_problem(folder: Path, size: int = 1 << 20) -> str | None:
+    """Why a file of `size` bytes cannot be written into `folder`; None if it can be.
+
+    Libraries that write files report a full disk in words of their own, or as a failure of something else.
+    """
+    path = folder / f".probe.partial-{os.getpid()}"
+    try:
+        with open(path, "wb") as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return None
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial-old")
