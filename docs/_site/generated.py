@@ -41,7 +41,7 @@ def field_table(section: str) -> str:
 
 def command_help(command: str) -> str:
     """What `hf-vaq COMMAND --help` prints, in a block of code."""
-    os.environ["COLUMNS"] = "100"  # argparse wraps at the width of the terminal
+    os.environ["COLUMNS"] = "88"  # argparse wraps at the width of the terminal
     from hf_vaq.cli import build_parser
 
     parser = build_parser()
