@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from .calibration import check_calibrated
 from .config import QuantConfig
+from .inference.execution import set_execution
 from .integration.in_memory import attach
 from .integration.quantizer import VaqQuantizer
 from .nn import (
@@ -28,8 +29,9 @@ from .nn.packed import packed_like
 def pack(model: PreTrainedModel) -> PreTrainedModel:
     """A packed copy of a trained, quantized model: dense integer codes and scales, no latent weights.
 
-    `model` itself is left as it is. The copy gives the same logits, is saved, pushed and loaded like any transformers
-    model, and cannot be trained.
+    `model` itself is left as it is. The copy is saved, pushed and loaded like any transformers model, and cannot be
+    trained. As after loading, it computes in integer arithmetic where the device supports it; after
+    `hf_vaq.inference.set_execution(packed, "simulation")` its logits are those of `model` to the last bit.
 
     Raises:
         ValueError: if `model` is not quantized by hf_vaq, or is packed already.
@@ -50,7 +52,7 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(config)
     config.packed = True
     attach(packed, VaqQuantizer(config, pre_quantized=True))
-    return packed.eval()
+    return set_execution(packed.eval(), "auto")
 
 
 def _packed_twin(module: nn.Module) -> nn.Module | None:

@@ -74,6 +74,8 @@ class VaqQuantizer(HfQuantizer):
         check_finite(model)
         keep_parameter_names(model)
         require_import(model.config)
+        if self.quantization_config.packed:
+            set_execution(model, "auto")
         return model
 
     def is_serializable(self) -> bool:

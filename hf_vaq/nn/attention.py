@@ -23,7 +23,8 @@ def quantized_attention(
     """Attention function in the form that transformers' attention interface calls.
 
     Args:
-        module: the attention module; its `attention_quantizers`, if it has them, quantize the four tensors.
+        module: the attention module; its `attention_quantizers`, if it has them, quantize the four tensors, and its
+            `attention_engine`, if it has one (`hf_vaq.inference`), computes in place of this function.
         query: (batch, heads, tokens, head_dim); for Swin the batch counts windows.
         key: as `query`.
         value: as `query`.
@@ -36,6 +37,9 @@ def quantized_attention(
     Returns:
         Output, (batch, tokens, heads, head_dim), and quantized probabilities, (batch, heads, tokens, tokens).
     """
+    engine = getattr(module, "attention_engine", None)
+    if engine is not None and engine.takes(module, query, dropout):
+        return engine(module, query, key, value, attention_mask, scaling, **kwargs)
     quantizers = getattr(module, "attention_quantizers", None)
 
     def quantized(name: str, x: Tensor) -> Tensor:

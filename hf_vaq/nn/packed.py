@@ -1,7 +1,8 @@
 """Packed, integer twins: codes and scales, nothing latent.
 
-They compute with exactly the operations of the training form (codes times scale in float32), so that both give the
-same logits to the last bit on the same machine.
+On their own they simulate: they compute with exactly the operations of the training form (codes times scale in
+float32), so that both give the same logits to the last bit on the same machine. An engine (`hf_vaq.inference`) put
+into a module's slot `engine` computes instead of that, from the same codes.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ class PackedActivationQuantizer(nn.Module):
         with_offset: whether there is a zero level.
     """
 
+    engine: nn.Module | None
+
     def __init__(self, bits: int, groups: ScaleGroups, signed: bool = True, with_offset: bool = False):
         super().__init__()
         self.bits = bits
         self.groups = groups
         self.signed = signed
+        self.register_module("engine", None)
         self.register_buffer("scale", torch.ones(groups.count, dtype=torch.float32))
         self.register_buffer("offset", torch.zeros(groups.count, dtype=torch.float32) if with_offset else None)
 
@@ -46,6 +50,10 @@ class PackedActivationQuantizer(nn.Module):
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantized activations, in shape and type of `x`; with an engine, what it makes of them."""
+        return self.simulate(x) if self.engine is None else self.engine(self, x)
+
+    def simulate(self, x: Tensor) -> Tensor:
         """Fake-quantized activations, in shape and type of `x`."""
         offset = None if self.offset is None else self.groups.expand(self.offset, x.shape)
         scale = self.groups.expand(self.scale, x.shape)
@@ -68,6 +76,7 @@ class PackedWeight(nn.Module):
     """
 
     input_quantizer: PackedActivationQuantizer | None
+    engine: nn.Module | None
 
     def __init__(
         self, shape: tuple[int, ...], bits: int, groups: ScaleGroups, bias: bool, dtype: torch.dtype | None = None
@@ -78,6 +87,7 @@ class PackedWeight(nn.Module):
         self.groups = groups
         self.dtype = dtype or torch.get_default_dtype()
         self.register_module("input_quantizer", None)
+        self.register_module("engine", None)
         self.register_buffer("weight_codes", torch.zeros(packed_size(self.shape.numel(), bits), dtype=torch.uint8))
         self.register_buffer("weight_scale", torch.ones(groups.count, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(shape[0], dtype=self.dtype), requires_grad=False) if bias else None
@@ -102,9 +112,25 @@ class PackedWeight(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The quantized weight in floating point, computed anew at each call."""
+        """The quantized weight in floating point, computed anew at each call unless the engine keeps it."""
+        kept = getattr(self.engine, "float_weight", None)
+        if kept is not None:
+            return kept
         scale = self.groups.expand(self.weight_scale, self.shape)
         return (self.codes().float() * scale).to(self.dtype)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Floating-point type of the result where the input, being codes, has none."""
+        return self.dtype if self.bias is None else self.bias.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's answer, by its engine if it has one."""
+        return self.simulate(x) if self.engine is None else self.engine(self, x)
+
+    def simulate(self, x: Tensor) -> Tensor:
+        """The layer's answer in floating point."""
+        raise NotImplementedError
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input after its quantizer, if this layer has one of its own."""
@@ -118,7 +144,7 @@ class PackedWeight(nn.Module):
 class PackedLinear(PackedWeight):
     """A linear layer with packed weight."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def simulate(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         return F.linear(self.quantized_input(x), self.weight.to(x.dtype), self.bias)
 
@@ -147,7 +173,7 @@ class PackedConv2d(PackedWeight):
         super().__init__(shape, bits, groups, bias, dtype)
         self.geometry = geometry or {}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def simulate(self, x: Tensor) -> Tensor:
         """(batch, in_channels, height, width) to (batch, out_channels, height', width')."""
         return F.conv2d(self.quantized_input(x), self.weight.to(x.dtype), self.bias, **self.geometry)
 

@@ -1,0 +1,61 @@
+"""Compile a packed model with the settings that make it fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._inductor import config as inductor
+from transformers import PreTrainedModel
+
+from . import gemm
+from .execution import prepare
+
+
+class CompiledModel:
+    """A compiled packed model: called like the model, in inference mode; other attributes are the model's own."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self._compiled = torch.compile(model, fullgraph=True)
+
+    @torch.inference_mode()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns; the first call with a new shape of input compiles, for about a minute."""
+        with _constant_weights():
+            return self._compiled(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["model"], name)
+
+
+def compile_model(model: PreTrainedModel) -> CompiledModel:
+    """Compile a packed model for inference.
+
+    `torch.compile(model)` alone works as well. This prepares the int8 weights beforehand, so that they are not part of
+    what is traced, and treats all weights as constants (`freezing`), which lets the compiler rearrange them once.
+
+    Args:
+        model: a packed model, where it is to run; it must not change or move afterwards.
+
+    Raises:
+        ValueError: if the model is not packed.
+    """
+    if not hasattr(model, "execution"):
+        raise ValueError(f"this {type(model).__name__} is not packed: see hf_vaq.pack.")
+    model.eval()
+    prepare(model)
+    return CompiledModel(model)
+
+
+@contextmanager
+def _constant_weights() -> Iterator[None]:
+    # Dynamo reads the setting when it traces; an option of torch.compile is seen by the backend only.
+    before = inductor.freezing, gemm.frozen
+    inductor.freezing = gemm.frozen = True
+    try:
+        yield
+    finally:
+        inductor.freezing, gemm.frozen = before

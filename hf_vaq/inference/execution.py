@@ -1,0 +1,162 @@
+"""Choose how a packed model computes, and say how it does."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..integration.families import SHARED_INPUTS
+from ..nn import PackedActivationQuantizer, PackedConv2d, PackedLinear, PackedWeight, QuantConv2d, QuantLinear
+from .attention import AttentionEngine, can_be_coded
+from .backends import BACKENDS, IntegerUnsupportedError, integer_backend
+from .layers import Engine, LinearEngine, PatchEngine, SharedInputEngine, SliceEngine, cuts_patches
+
+logger = logging.get_logger(__name__)
+
+EXECUTIONS = ("auto", "integer", "simulation")
+_REQUEST = "_vaq_execution"  # on the model: what was asked for
+
+
+def set_execution(model: PreTrainedModel, execution: str = "auto", *, backend: str | None = None) -> PreTrainedModel:
+    """Choose how a packed model computes, in place; loading or packing one chooses "auto".
+
+    Nothing is computed yet: int8 weights are prepared when the model is first used, and are never saved.
+
+    Args:
+        model: a packed model.
+        execution: "integer": matrix products of integer codes; "simulation": the float arithmetic of the training
+            form, to the last bit; "auto": integer where the device of the model supports it, else simulation.
+        backend: "onednn" or "int_mm" to use that one; None chooses by device.
+
+    Returns:
+        The same model. `model.execution` says in words how it computes on the device it is on.
+
+    Raises:
+        ValueError: if the model is not packed, or for an unknown name.
+        IntegerUnsupportedError: "integer" on a device, or of a model, that has no integer form.
+    """
+    if execution not in EXECUTIONS:
+        raise ValueError(f"execution={execution!r}: expected one of {', '.join(map(repr, EXECUTIONS))}.")
+    if not any(isinstance(module, PackedWeight | PackedActivationQuantizer) for module in model.modules()):
+        raise ValueError(
+            f"this {type(model).__name__} is not packed: execution={execution!r} is chosen for packed models, see"
+            " hf_vaq.pack."
+        )
+    supported, reason = integer_backend(model.device, backend)
+    if execution == "integer":
+        if supported is None and model.device.type != "meta":
+            raise IntegerUnsupportedError(f"execution='integer' is not possible: {reason}.")
+        if not _integer_layers(model):
+            raise IntegerUnsupportedError(
+                "execution='integer' is not possible: no layer of this model has both a quantized weight and a"
+                " quantized input."
+            )
+    _remove_engines(model)
+    if execution != "simulation":
+        _add_engines(model, backend, required=execution == "integer")
+    setattr(model, _REQUEST, (execution, backend))
+    logger.info(f"{type(model).__name__} computes: {model.execution}")
+    if execution == "auto" and supported is None and model.device.type != "meta":
+        logger.info(f"no integer execution: {reason}")
+    return model
+
+
+def simulated_modules(model: nn.Module) -> list[str]:
+    """Names of the quantized layers and attentions that are simulated in floating point, in the order of the model.
+
+    They are those with a quantized weight but no quantized input or the reverse, and all of them where the device has
+    no integer arithmetic or "simulation" was chosen.
+    """
+    _, backend = getattr(model, _REQUEST, ("simulation", None))
+    possible = integer_backend(_device(model), backend)[0] is not None
+    names = []
+    for name, module in model.named_modules():
+        if isinstance(module, PackedWeight | QuantLinear | QuantConv2d):
+            integer = getattr(module, "engine", None) is not None
+        elif hasattr(module, "attention_quantizers"):
+            integer = getattr(module, "attention_engine", None) is not None
+        else:
+            continue
+        if not (integer and possible):
+            names.append(name)
+    return names
+
+
+def prepare(model: nn.Module) -> None:
+    """Prepare the int8 weights of all layers now, as the first forward pass would."""
+    for module in model.modules():
+        engine = getattr(module, "engine", None)
+        if isinstance(engine, Engine):
+            engine.prepare(module)
+
+
+def _add_engines(model: nn.Module, backend: str | None, required: bool) -> None:
+    settings = {"backend": backend, "required": required}
+    shared = {}
+    for module in model.modules():
+        for projections in _shared_projections(module):
+            module.input_quantizer.engine = SharedInputEngine(projections, **settings)
+            total = sum(projection.shape[0] for projection in projections)
+            start = 0
+            for projection in projections:
+                shared[projection] = SliceEngine(start, start + projection.shape[0], total)
+                start += projection.shape[0]
+        if can_be_coded(getattr(module, "attention_quantizers", None)):
+            module.attention_engine = AttentionEngine()
+    for module in list(model.modules()):
+        if module in shared:
+            module.engine = shared[module]
+        elif _has_integer_form(module):
+            module.engine = (LinearEngine if isinstance(module, PackedLinear) else PatchEngine)(**settings)
+
+
+def _remove_engines(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, PackedWeight | PackedActivationQuantizer):
+            module.engine = None
+        elif getattr(module, "attention_engine", None) is not None:
+            del module.attention_engine
+
+
+def _shared_projections(module: nn.Module) -> list[tuple[PackedLinear, ...]]:
+    """Sets of packed projections of `module` that read its quantized input; all of a set, or the set is simulated."""
+    if not isinstance(getattr(module, "input_quantizer", None), PackedActivationQuantizer):
+        return []
+    sets = [tuple(getattr(module, name, None) for name in names) for names in SHARED_INPUTS]
+    return [layers for layers in sets if all(isinstance(layer, PackedLinear) for layer in layers)]
+
+
+def _has_integer_form(module: nn.Module) -> bool:
+    if not isinstance(module, PackedWeight) or module.input_quantizer is None:
+        return False
+    return isinstance(module, PackedLinear) or (isinstance(module, PackedConv2d) and cuts_patches(module))
+
+
+def _integer_layers(model: nn.Module) -> bool:
+    return any(_has_integer_form(module) or _shared_projections(module) for module in model.modules())
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _execution(model: PreTrainedModel) -> str:
+    """How this packed model computes on the device it is on, in words."""
+    if _REQUEST not in model.__dict__:
+        raise AttributeError(f"{type(model).__name__} is not packed and has no attribute 'execution'.")
+    request, backend = model.__dict__[_REQUEST]
+    dtype = str(model.dtype).removeprefix("torch.")
+    if request == "simulation" or not _integer_layers(model):
+        return f"simulation ({dtype})"
+    supported, reason = integer_backend(_device(model), backend)
+    if supported is None:
+        return f"simulation ({dtype}): {reason}"
+    simulated = len(simulated_modules(model))
+    some = f"; {simulated} modules in simulation" if simulated else ""
+    return f"integer ({BACKENDS[supported]}{some})"
+
+
+# Asked anew each time, because a model may have moved to another device since.
+PreTrainedModel.execution = property(_execution)

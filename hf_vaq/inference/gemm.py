@@ -1,0 +1,168 @@
+"""Byte codes times int8 weights: one prepared matrix multiplication."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import PackedActivationQuantizer, PackedWeight
+from .codes import zero_point
+
+INT_MM_ROWS = 17  # what cuBLASLt wants at least of the first operand
+INT_MM_MULTIPLE = 8  # of every size
+
+
+frozen = False
+"""True while a compiler sees that takes weights for constants (`compile_model`)."""
+
+
+def _qlinear(
+    codes: Tensor, zero_point: int, weight: Tensor, scale: Tensor, zeros: Tensor, bias: Tensor, dtype: torch.dtype
+) -> Tensor:
+    return torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, zero_point, weight, scale, zeros, bias, 1.0, 0, dtype, "none", [], ""
+    )
+
+
+# Inductor takes oneDNN's operator apart and then wants its weight to be a constant, which it is only with `freezing`.
+# Under a name of our own the operator stays whole, so that torch.compile(model) works as well.
+_LIBRARY = torch.library.Library("hf_vaq", "FRAGMENT")
+_LIBRARY.define(
+    "qlinear(Tensor codes, int zero_point, Tensor weight, Tensor scale, Tensor zeros, Tensor bias, ScalarType dtype)"
+    " -> Tensor"
+)
+_LIBRARY.impl("qlinear", _qlinear, "CPU")
+# Prepacked weights are opaque tensors of a layout, and a dispatch key, of their own.
+_LIBRARY.impl("qlinear", _qlinear, "MkldnnCPU")
+
+
+@torch.library.register_fake("hf_vaq::qlinear", lib=_LIBRARY)
+def _(codes, zero_point, weight, scale, zeros, bias, dtype):
+    return codes.new_empty((*codes.shape[:-1], scale.shape[0]), dtype=dtype)
+
+
+@dataclass(frozen=True)
+class ScaledWeight:
+    """A weight and its scales, as matrices.
+
+    Attributes:
+        codes: int8, (outputs, inputs).
+        row_scale: float32, (outputs, column groups): scale of the weights of one output and one group of columns.
+        bias: float32, (outputs,).
+    """
+
+    codes: Tensor
+    row_scale: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, layer: PackedWeight) -> ScaledWeight:
+        """The weight of a packed layer; a convolution's becomes (out_channels, the rest)."""
+        codes = layer.codes().flatten(1)
+        groups = layer.groups
+        if groups.count > 1 and groups.dim == 1:
+            scale = layer.weight_scale.float()[None, :].expand(codes.shape[0], -1)
+        else:
+            scale = groups.expand(layer.weight_scale.float(), layer.shape).flatten()
+            scale = scale.expand(codes.shape[0])[:, None]
+        bias = codes.new_zeros(codes.shape[0], dtype=torch.float32) if layer.bias is None else layer.bias.float()
+        return cls(codes, scale, bias)
+
+
+class IntegerGemm(nn.Module):
+    """y = sum over column groups g of  s_g (W_g (x_g - z)) + b  with byte codes x, int8 codes W and int32 sums.
+
+    The offset of the activation quantizer is folded into the bias, and so is, for the backend without zero points,
+    the zero point. Where columns have scales of their own (a scale per attention head in the input of the output
+    projection), there is one product a group, each exact. Several layers that read the same input become one by
+    concatenation, since every output has a scale of its own.
+
+    Everything it holds is derived from the packed codes: its buffers are not saved.
+
+    Args:
+        weights: the weights to concatenate.
+        quantizer: of the input; its groups may divide the columns.
+        backend: "onednn" or "int_mm".
+    """
+
+    def __init__(self, weights: Sequence[ScaledWeight], quantizer: PackedActivationQuantizer, backend: str):
+        super().__init__()
+        codes = torch.cat([weight.codes for weight in weights])
+        groups = max(quantizer.groups.count, *(weight.row_scale.shape[1] for weight in weights))
+        row_scale = torch.cat([w.row_scale.expand(-1, groups) for w in weights]) * quantizer.scale.float()
+        bias = torch.cat([weight.bias for weight in weights])
+        self.backend = backend
+        self.zero_point = zero_point(quantizer)
+        self.inputs, self.outputs, self.groups = codes.shape[1], codes.shape[0], groups
+        width = self.inputs // groups
+        for g in range(groups):
+            part = codes[:, g * width : (g + 1) * width]
+            sums = part.sum(1, dtype=torch.int32)
+            scale = row_scale[:, g].contiguous()
+            if quantizer.offset is not None:
+                offset = quantizer.offset.float().expand(groups)[g] / quantizer.scale.float().expand(groups)[g]
+                bias = bias + offset * scale * sums
+            self._prepare_part(g, part.contiguous(), scale, sums)
+        self.register_buffer("bias", bias, persistent=False)
+        self.register_buffer("no_bias", torch.zeros_like(bias) if groups > 1 else None, persistent=False)
+        # Scale and zero point of the weights as oneDNN takes them.
+        zeros = torch.zeros(self.outputs, dtype=torch.int32, device=codes.device)
+        self.register_buffer("weight_zero_points", zeros if backend == "onednn" else None, persistent=False)
+
+    def _prepare_part(self, g: int, codes: Tensor, scale: Tensor, sums: Tensor) -> None:
+        if self.backend == "onednn":
+            packed = torch.ops.onednn.qlinear_prepack(codes, None)
+            self.register_buffer(f"weight_{g}", packed, persistent=False)
+        else:
+            # Bytes become int8 by subtracting 128; what that changes is put right in int32.
+            self.register_buffer(f"correction_{g}", (128 - self.zero_point) * sums, persistent=False)
+            rows, columns = codes.shape
+            padding = (0, -columns % INT_MM_MULTIPLE, 0, -rows % INT_MM_MULTIPLE)
+            self.register_buffer(f"weight_{g}", nn.functional.pad(codes, padding), persistent=False)
+        self.register_buffer(f"scale_{g}", scale, persistent=False)
+
+    def forward(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Multiply.
+
+        Args:
+            codes: uint8, (..., inputs).
+            dtype: of the result.
+
+        Returns:
+            (..., outputs).
+        """
+        if codes.shape[-1] != self.inputs:
+            raise ValueError(f"input has {codes.shape[-1]} features, expected {self.inputs}.")
+        multiply = self._onednn if self.backend == "onednn" else self._int_mm
+        width = self.inputs // self.groups
+        if self.groups == 1:
+            return multiply(0, codes, self.bias, dtype)
+        # Sums of several products are formed in float32.
+        y = multiply(0, codes[..., :width].contiguous(), self.bias, torch.float32)
+        for g in range(1, self.groups):
+            y = y + multiply(g, codes[..., g * width : (g + 1) * width].contiguous(), self.no_bias, torch.float32)
+        return y.to(dtype)
+
+    def _onednn(self, g: int, codes: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        # float16 is no output type of oneDNN's kernel.
+        out = dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
+        weight, scale = getattr(self, f"weight_{g}"), getattr(self, f"scale_{g}")
+        if torch.compiler.is_compiling() and not frozen:
+            y = torch.ops.hf_vaq.qlinear(codes, self.zero_point, weight, scale, self.weight_zero_points, bias, out)
+        else:
+            y = _qlinear(codes, self.zero_point, weight, scale, self.weight_zero_points, bias, out)
+        return y if out is dtype else y.to(dtype)
+
+    def _int_mm(self, g: int, codes: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        weight, scale = getattr(self, f"weight_{g}"), getattr(self, f"scale_{g}")
+        x = torch.bitwise_xor(codes.reshape(-1, codes.shape[-1]), 128).view(torch.int8)
+        rows, columns = x.shape
+        missing_rows = max(INT_MM_ROWS, rows) + -max(INT_MM_ROWS, rows) % INT_MM_MULTIPLE - rows
+        if x.is_cuda or weight.shape[1] != columns:
+            missing_rows = missing_rows if x.is_cuda else 0
+            x = nn.functional.pad(x, (0, weight.shape[1] - columns, 0, missing_rows))
+        sums = torch._int_mm(x, weight.t())[:rows, : self.outputs] + getattr(self, f"correction_{g}")
+        return (sums.float() * scale + bias).to(dtype).view(*codes.shape[:-1], self.outputs)
