@@ -21,10 +21,10 @@ PUBLIC_MODULES = ("hf_vaq", "hf_vaq.inference", "hf_vaq.soft_labels", "hf_vaq.an
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The built site. The build is strict: a missing page, link or anchor ends it."""
+    """The built site. The build is strict: a missing page, link or anchor ends it (unless it is --quiet)."""
     folder = tmp_path_factory.mktemp("documentation") / "site"
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,
