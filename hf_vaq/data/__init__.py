@@ -2,8 +2,10 @@
 
 from .dataset import ImageClassificationDataset, ImageDecodeError, decode_image
 from .digits import load_digits
-from .labels import dataset_label_names, model_labels
-from .loading import held_out_split, load_dataset, prepare_columns, select_split
+from .labelled_split import LabelledSplit
+from .labels import LabelLookup, dataset_label_names, model_labels
+from .loading import held_out_split, is_on_the_hub, load_dataset, prepare_columns, select_split
+from .side_by_side import ImageStream, SideBySideImages
 from .transforms import (
     Augmentation,
     InputFormat,
@@ -17,13 +19,18 @@ __all__ = [
     "Augmentation",
     "ImageClassificationDataset",
     "ImageDecodeError",
+    "ImageStream",
     "InputFormat",
+    "LabelLookup",
+    "LabelledSplit",
+    "SideBySideImages",
     "check_input_format",
     "dataset_label_names",
     "decode_image",
     "evaluation_transform",
     "held_out_split",
     "input_format",
+    "is_on_the_hub",
     "load_dataset",
     "load_digits",
     "model_labels",

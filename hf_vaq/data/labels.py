@@ -1,13 +1,12 @@
 """Bring the labels of a data set and the classes of a model together: by name where there are names."""
 
-import re
-from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import datasets
 import numpy as np
 
-_PLACEHOLDER = re.compile(r"LABEL_\d+")
+from .label_names import has_placeholders, match_names
 
 
 def dataset_label_names(split: datasets.Dataset, label_column: str) -> list[str]:
@@ -30,10 +29,8 @@ def model_labels(split: datasets.Dataset, label_column: str, id2label: Mapping[i
     """Return for every row of the split the class index of the model, int64, shape (rows,).
 
     Names (a `ClassLabel` or a string column) are looked up in the model's `id2label`, so the order may differ and the
-    model may know more classes; case and underscores do not count. Where the model itself has one name for several
-    classes, as ImageNet checkpoints have, the position decides if all other names agree on theirs. Integers without
-    names (such as a column with ImageNet's class numbers) are taken as the model's indices. A model whose labels are
-    only placeholders ("LABEL_0", ...) takes the data set's order if the number of classes agrees.
+    model may know more classes; `match_names` says how. Integers without names (such as a column with ImageNet's class
+    numbers) are taken as the model's indices.
 
     Raises:
         ValueError: a name that the model does not know, an index outside 0..num_labels-1, or an unlabelled row.
@@ -43,51 +40,61 @@ def model_labels(split: datasets.Dataset, label_column: str, id2label: Mapping[i
         values = _column(split, label_column)
         names = sorted(set(values))
         positions = {name: position for position, name in enumerate(names)}
-        return _indices_by_name(names, id2label, label_column)[np.asarray([positions[value] for value in values])]
+        return match_names(names, id2label, label_column)[np.asarray([positions[value] for value in values])]
     values = _integers(split, label_column)
     if not isinstance(feature, datasets.ClassLabel):
         _check_range(values, len(id2label), label_column)
         return values
     _check_range(values, len(feature.names), label_column)
-    return _indices_by_name(feature.names, id2label, label_column)[values]
+    return match_names(feature.names, id2label, label_column)[values]
 
 
-def _indices_by_name(names: list[str], id2label: Mapping[int, str], label_column: str) -> np.ndarray:
-    model_names = [str(id2label[index]) for index in range(len(id2label))]
-    if names == model_names:
-        return np.arange(len(names))
-    if all(_PLACEHOLDER.fullmatch(name) for name in model_names):
-        if len(names) != len(model_names):
+class LabelLookup:
+    """Maps the labels of a stream to the class indices of a model, one at a time, as `model_labels` does.
+
+    Args:
+        feature: of the label column.
+        label_column: for messages.
+        id2label: of the model.
+
+    Raises:
+        ValueError: class names that do not match the model's, a column of another type, or strings for a model whose
+            labels are only placeholders (the order of the classes would be known at the end of the stream only).
+    """
+
+    def __init__(self, feature: Any, label_column: str, id2label: Mapping[int, str]):
+        self._column, self._id2label = label_column, id2label
+        self._index_of: dict[Any, int] | None = None
+        self._strings = _is_string(feature)
+        if self._strings:
+            if has_placeholders(id2label):
+                raise ValueError(
+                    f"label_column {label_column!r} holds strings, and the model's labels name nothing (LABEL_0, ...);"
+                    " accepted in a stream: class labels, integers, or a model with names."
+                )
+            self._index_of = {}
+        elif isinstance(feature, datasets.ClassLabel):
+            self._index_of = dict(enumerate(match_names(feature.names, id2label, label_column).tolist()))
+        else:
+            _check_integers(feature, label_column)
+            self._index_of = {index: index for index in range(len(id2label))}
+
+    def __call__(self, value: Any, row: int) -> int:
+        """Return the model's class index.
+
+        Raises:
+            ValueError: no label, or one that the model does not know; the message names the row.
+        """
+        if value is None:
+            raise ValueError(f"label_column {self._column!r} has no label in row {row}.")
+        index = self._index_of.get(value)
+        if index is None and self._strings:
+            index = self._index_of[value] = int(match_names([value], self._id2label, self._column)[0])
+        if index is None:
             raise ValueError(
-                f"label_column {label_column!r} has {len(names)} classes, the model {len(model_names)} without names; "
-                "they cannot be matched."
+                f"label_column {self._column!r} holds {value} in row {row}; accepted: 0 to {len(self._index_of) - 1}."
             )
-        return np.arange(len(names))
-    found = _positions(names, model_names)
-    unknown = [name for name, index in zip(names, found, strict=True) if index is None]
-    if unknown:
-        raise ValueError(
-            f"label_column {label_column!r} has labels that the model does not know: {_some(unknown)}. The model's "
-            f"labels are {_some(model_names)}. Accepted: a column with the model's label names, or one with its class "
-            "indices as plain integers."
-        )
-    return np.asarray(found, dtype=np.int64)
-
-
-def _positions(names: list[str], model_names: list[str]) -> list[int | None]:
-    """Index of each name in the model, None where it has none."""
-    spelling = _normalized
-    if len({_normalized(name) for name in model_names}) < len(set(model_names)):
-        # Names that differ only in case or underscores must then be spelt exactly.
-        spelling = str
-    count = Counter(spelling(name) for name in model_names)
-    index_of = {spelling(name): i for i, name in enumerate(model_names) if count[spelling(name)] == 1}
-    found = [index_of.get(spelling(name)) for name in names]
-    # ImageNet checkpoints call two classes "crane", and data sets tell them apart by other names. Where the model has
-    # one name for several classes the position decides, if all other names stand at the same position on both sides.
-    repeated = [count[spelling(name)] > 1 for name in model_names]
-    same_order = len(names) == len(model_names) and all(index == i or repeated[i] for i, index in enumerate(found))
-    return [i if repeated[i] else index for i, index in enumerate(found)] if same_order else found
+        return index
 
 
 def _column(split: datasets.Dataset, label_column: str) -> list:
@@ -97,15 +104,17 @@ def _column(split: datasets.Dataset, label_column: str) -> list:
 
 
 def _integers(split: datasets.Dataset, label_column: str) -> np.ndarray:
-    feature = split.features[label_column]
-    if not isinstance(feature, datasets.ClassLabel) and not (
-        isinstance(feature, datasets.Value) and "int" in feature.dtype
-    ):
-        kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-        raise ValueError(
-            f"label_column is {label_column!r}, whose type is {kind}; accepted: class labels, integers or strings."
-        )
+    _check_integers(split.features[label_column], label_column)
     return np.asarray(_column(split, label_column), dtype=np.int64)
+
+
+def _check_integers(feature: Any, label_column: str) -> None:
+    if isinstance(feature, datasets.ClassLabel) or (isinstance(feature, datasets.Value) and "int" in feature.dtype):
+        return
+    kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+    raise ValueError(
+        f"label_column is {label_column!r}, whose type is {kind}; accepted: class labels, integers or strings."
+    )
 
 
 def _check_present(values: list, label_column: str) -> None:
@@ -123,12 +132,3 @@ def _check_range(values: np.ndarray, num_labels: int | None, label_column: str) 
 
 def _is_string(feature: object) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
-
-
-def _normalized(name: str) -> str:
-    return name.replace("_", " ").strip().casefold()
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    shown = ", ".join(repr(name) for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow.types
+from PIL import Image
 
 from .digits import load_digits
 
@@ -11,14 +12,16 @@ DIGITS = "digits"
 
 
 def load_dataset(
-    name: str | Path, config: str | None = None, *, streaming: bool = False
+    name: str | Path, config: str | None = None, *, revision: str | None = None, streaming: bool = False
 ) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     """Return all splits of a data set.
 
     Args:
         name: "digits" (bundled), a local Parquet file, a local folder (Parquet files named after their splits, an
-            image folder with one folder a class, or what `save_to_disk` wrote), or the id of a data set on the Hub.
+            image folder with one folder a class, or what `save_to_disk` wrote), or the id of a data set on the Hub
+            (the Hub resolves short names such as "imagenet-1k", which is "ILSVRC/imagenet-1k").
         config: name of the configuration where the data set has several.
+        revision: branch, tag or commit of a data set on the Hub.
         streaming: return streams, which read the data set as it is asked for and keep nothing of it.
 
     Raises:
@@ -43,7 +46,9 @@ def load_dataset(
             f"file, {DIGITS!r} or a Hub id such as 'uoft-cs/cifar10'."
         )
     try:
-        return datasets.load_dataset(str(path) if path.is_dir() else str(name), config, streaming=streaming)
+        if path.is_dir():
+            return datasets.load_dataset(str(path), config, streaming=streaming)
+        return datasets.load_dataset(str(name), config, revision=revision, streaming=streaming)
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(
             f"dataset is {str(name)!r}: no local folder or file of that name, and as a Hub id it cannot be loaded: "
@@ -51,8 +56,17 @@ def load_dataset(
         ) from error
 
 
-def select_split(dataset: datasets.DatasetDict, split: str) -> datasets.Dataset:
+def is_on_the_hub(name: str | Path) -> bool:
+    """Tell whether `load_dataset` looks for this name on the Hub."""
+    return str(name) != DIGITS and not Path(name).expanduser().exists() and not _is_path(str(name))
+
+
+def select_split(
+    dataset: datasets.DatasetDict | datasets.IterableDatasetDict, split: str
+) -> datasets.Dataset | datasets.IterableDataset:
     """Return one split; slices such as "train[:500]" or "train[:10%]" are accepted, as in the datasets library.
+
+    Of streams only whole splits are accepted.
 
     Raises:
         ValueError: the split does not exist (the message names those that do), or it holds no row.
@@ -61,6 +75,10 @@ def select_split(dataset: datasets.DatasetDict, split: str) -> datasets.Dataset:
     name = split.split("[")[0]
     if name not in dataset:
         raise ValueError(f"split is {split!r}; the data set has: {available}.")
+    if isinstance(dataset, datasets.IterableDatasetDict):
+        if split not in dataset:
+            raise ValueError(f"split is {split!r}; accepted of a stream: a whole split ({available}).")
+        return dataset[split]
     try:
         spec = datasets.ReadInstruction.from_spec(split)
         (part,) = spec.to_absolute({key: len(rows) for key, rows in dataset.items()})
@@ -91,12 +109,18 @@ def held_out_split(dataset: datasets.DatasetDict) -> str:
     )
 
 
-def prepare_columns(split: datasets.Dataset, image_column: str, label_column: str) -> datasets.Dataset:
+def prepare_columns(
+    split: datasets.Dataset | datasets.IterableDataset, image_column: str, label_column: str
+) -> datasets.Dataset | datasets.IterableDataset:
     """Check that both columns exist and that the first one holds images, and return the split with just those two.
 
+    Of a stream that does not state its columns the first row is read.
+
     Raises:
-        ValueError: a column is missing (the message names those there are) or holds no images.
+        ValueError: a column is missing (the message names those there are) or holds no images, or a stream is empty.
     """
+    if split.features is None:
+        split = _with_features(split, image_column)
     for field, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in split.column_names:
             raise ValueError(f"{field} is {column!r}; the data set has the columns: {', '.join(split.column_names)}.")
@@ -110,6 +134,19 @@ def prepare_columns(split: datasets.Dataset, image_column: str, label_column: st
             )
         split = split.cast_column(image_column, datasets.Image())
     return split
+
+
+def _with_features(split: datasets.IterableDataset, image_column: str) -> datasets.IterableDataset:
+    """Give a stream the features that its first row shows."""
+    row = next(iter(split), None)
+    if row is None:
+        raise ValueError("The split is empty.")
+    plain = {bool: "bool", int: "int64", float: "float64"}
+    features = {name: datasets.Value(plain.get(type(value), "string")) for name, value in row.items()}
+    if isinstance(row.get(image_column), (Image.Image, bytes, dict)):
+        features[image_column] = datasets.Image()
+    columns = [name for name, value in row.items() if name == image_column or type(value) in (*plain, str)]
+    return split.select_columns(columns).cast(datasets.Features({name: features[name] for name in columns}))
 
 
 def _streams(dataset: datasets.DatasetDict) -> datasets.IterableDatasetDict:

@@ -68,26 +68,26 @@ def load_model(model: str | Path, **kwargs: Any) -> PreTrainedModel:
         raise ValueError(f"The model {str(model)!r} cannot be loaded: {_first_sentence(error)}") from error
 
 
-def load_config(model: str | Path) -> PretrainedConfig:
+def load_config(model: str | Path, **kwargs: Any) -> PretrainedConfig:
     """Load the configuration of a model from the Hub or a folder.
 
     Raises:
         ValueError: there is no such model.
     """
     try:
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, **kwargs)
     except OSError as error:
         raise ValueError(f"The model {str(model)!r} cannot be loaded: {_first_sentence(error)}") from error
 
 
-def load_image_processor(model: str | Path) -> Any:
+def load_image_processor(model: str | Path, **kwargs: Any) -> Any:
     """Load the image processor that belongs to a model.
 
     Raises:
         ValueError: there is none.
     """
     try:
-        return AutoImageProcessor.from_pretrained(model)
+        return AutoImageProcessor.from_pretrained(model, **kwargs)
     except OSError as error:
         raise ValueError(
             f"The model {str(model)!r} has no image processor (preprocessor_config.json): {_first_sentence(error)}"

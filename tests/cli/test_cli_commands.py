@@ -1,6 +1,5 @@
 """The other commands, and what all commands have in common."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,48 +12,6 @@ from transformers import AutoModelForImageClassification
 from hf_vaq.cli import main
 from hf_vaq.recipe import shipped_recipes
 from hf_vaq.version import __version__
-
-
-@pytest.mark.parametrize("form", ["float", "trained", "packed"])
-def test_evaluate_measures_every_form(tiny_run, form, tmp_path, capsys):
-    output = tmp_path / "deep" / "result.json"
-    command = ["evaluate", str(tiny_run.folder / form), "--dataset", "digits", "--split", "test[:40]"]
-    assert main([*command, "--batch-size", "7", "--device", "cpu", "--output", str(output)]) == 0
-    result = json.loads(output.read_text())
-    expected = tiny_run.results["full_precision" if form == "float" else "quantized"]
-    assert (result["top1"], result["top5"]) == (expected["top1"], expected["top5"])
-    assert result["images_per_second"] > 0 and result["split"] == "test[:40]"
-    assert result["size_bytes"] == (tiny_run.folder / form / "model.safetensors").stat().st_size
-    table = capsys.readouterr().out
-    assert f"{result['top1']:.2f} %" in table and "images/s" in table
-
-
-def test_evaluate_takes_the_held_out_split_by_itself(tiny_run, capsys):
-    assert main(["evaluate", str(tiny_run.folder / "packed"), "--dataset", "digits", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.splitlines()[2].endswith(" 360")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--dataset", "digits", "--image_column", "img"], "image_column is 'img'"),
-        (["--dataset", "digits", "--split", "valid"], "split is 'valid'; the data set has: train, test"),
-        (["--dataset", "digits", "--split", "test[:0]"], "split 'test[:0]' is empty"),
-        (["--dataset", "./absent"], "no such folder or file"),
-        (["--dataset", "digits", "--batch_size", "0"], "batch_size is 0"),
-    ],
-)
-def test_evaluate_refuses_bad_input_with_one_line(tiny_run, capsys, arguments, message):
-    assert main(["evaluate", str(tiny_run.folder / "packed"), *arguments]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == "" and message in captured.err and "Traceback" not in captured.err
-
-
-def test_evaluate_refuses_a_model_without_image_processor(tiny_run, tmp_path, capsys):
-    shutil.copytree(tiny_run.folder / "packed", tmp_path / "model")
-    (tmp_path / "model" / "preprocessor_config.json").unlink()
-    assert main(["evaluate", str(tmp_path / "model"), "--dataset", "digits"]) == 1
-    assert "has no image processor" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("checkpoint", ["trained", "checkpoint-8"])

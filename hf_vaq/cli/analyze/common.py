@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas
 
     from ...analysis.report import Report
+    from ...data import LabelledSplit
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool, max_images: int, images_help: str) -> None:
@@ -42,13 +43,12 @@ def add_compute_arguments(parser: argparse.ArgumentParser, batch_size: int) -> N
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
 
 
-def split_of(arguments: argparse.Namespace, name: str | None = None) -> tuple[Any, str]:
-    """A split of the data set with its two columns, and the split's name."""
-    from ...data import held_out_split, load_dataset, prepare_columns, select_split
+def split_of(arguments: argparse.Namespace, name: str | None = None) -> LabelledSplit:
+    """A split of the data set; the held-out one where none is named."""
+    from ...data import LabelledSplit, load_dataset
 
     dataset = load_dataset(arguments.dataset, arguments.dataset_config)
-    name = name or held_out_split(dataset)
-    return prepare_columns(select_split(dataset, name), arguments.image_column, arguments.label_column), name
+    return LabelledSplit.select(dataset, name, arguments.image_column, arguments.label_column)
 
 
 def command_of(arguments: argparse.Namespace) -> str:

@@ -90,12 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ...analysis.report.sensitivity import sensitivity_report
     from ...analysis.report.writing import CACHE, claim_folder
     from ...config import QuantConfig
-    from ...data import (
-        ImageClassificationDataset,
-        check_input_format,
-        evaluation_transform,
-        model_labels,
-    )
+    from ...data import check_input_format
     from ...integration import quantize
     from ...job.models import load_image_processor, load_model
     from ...job.output import write_text
@@ -111,23 +106,20 @@ def run(arguments: argparse.Namespace) -> int:
     )
     budget = TrainingBudget(arguments.train_steps, arguments.train_batch_size, arguments.learning_rate, arguments.seed)
     bits_budget = None if arguments.suggest_bits is None else Budget.parse(arguments.suggest_bits)
-    held_out, split = split_of(arguments, arguments.split)
-    train, _ = split_of(arguments, arguments.train_split)
+    held_out = split_of(arguments, arguments.split)
+    train = split_of(arguments, arguments.train_split)
     model = load_model(arguments.model)
     check_full_precision(model)
     processor = load_image_processor(arguments.model)
     check_input_format(processor, model.config)
 
-    def dataset(rows):
-        labels = model_labels(rows, arguments.label_column, model.config.id2label)
-        transform = evaluation_transform(processor)
-        return ImageClassificationDataset(rows, labels, transform, image_column=arguments.image_column)
-
     name = short_name(arguments.model)
     folder = arguments.output or Path("outputs/analysis/sensitivity") / name
     # Training images are not varied: how far that may go (a mirrored digit is no digit) is for a recipe to say.
-    training_set = dataset(train)
-    images = random_subset(dataset(held_out), arguments.max_images, arguments.seed)
+    training_set = train.evaluation_set(model.config.id2label, processor)
+    images = random_subset(
+        held_out.evaluation_set(model.config.id2label, processor), arguments.max_images, arguments.seed
+    )
     calibration = random_subset(training_set, arguments.calibration_images, arguments.seed)
     claim_folder(folder, (OVERRIDES,))
     options = {
@@ -156,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     facts = {
         "Model": str(arguments.model),
-        "Measured on": f"{result.images} images of {arguments.dataset}, split {split}",
+        "Measured on": f"{result.images} images of {arguments.dataset}, split {held_out.name}",
         "Calibrated on": f"{len(calibration)} images, split {arguments.train_split}",
         "Bits": f"{arguments.bits} in the blocks, {arguments.edge_bits} in first and last layer",
         "Scales": f"weights by {config.weight_granularity}, activations by {config.activation_granularity}",
@@ -172,7 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
         "command": command_of(arguments),
         "model": str(arguments.model),
         "dataset": arguments.dataset,
-        "split": split,
+        "split": held_out.name,
         "images": result.images,
         "config": result.config,
         "training": vars(budget),

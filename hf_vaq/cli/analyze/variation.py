@@ -55,20 +55,20 @@ def run(arguments: argparse.Namespace) -> int:
         names = [str(model) for model in arguments.models]
     if len(set(names)) < len(names):
         raise ValueError(f"MODEL is {' '.join(names)}, where one is given twice; accepted: different models.")
-    split, rows = None, None
+    split = None
     if arguments.dataset is not None:
-        rows, split = split_of(arguments, arguments.split)
+        split = split_of(arguments, arguments.split)
     elif arguments.split is not None:
         raise ValueError(f"split is {arguments.split!r}, but there is no dataset; accepted: --dataset with it.")
     models = {name: load_model(model) for name, model in zip(names, arguments.models, strict=True)}
     images = None
-    if rows is not None:
+    if split is not None:
         images = {}
         for name, model in zip(names, arguments.models, strict=True):
             transform = evaluation_transform(load_image_processor(model))
             # The labels do not matter here, so the classes of data and models need not agree.
-            labels = numpy.zeros(len(rows), dtype=numpy.int64)
-            data = ImageClassificationDataset(rows, labels, transform, image_column=arguments.image_column)
+            labels = numpy.zeros(len(split.rows), dtype=numpy.int64)
+            data = ImageClassificationDataset(split.rows, labels, transform, image_column=arguments.image_column)
             images[name] = random_subset(data, arguments.max_images, arguments.seed)
     folder = arguments.output or Path("outputs/analysis/variation") / names[0]
     claim_folder(folder)
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         "Models": ", ".join(map(str, arguments.models)),
         "Activations": "not measured (no --dataset)"
         if images is None
-        else f"of {len(next(iter(images.values())))} images of {arguments.dataset}, split {split}",
+        else f"of {len(next(iter(images.values())))} images of {arguments.dataset}, split {split.name}",
         "Versions": ", ".join(f"{key} {value}" for key, value in versions().items()),
     }
     summary = result.summary()
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         "command": command_of(arguments),
         "models": dict(zip(names, map(str, arguments.models), strict=True)),
         "dataset": arguments.dataset,
-        "split": split,
+        "split": None if split is None else split.name,
         "images": result.images,
         "summary": summary.to_dict("records"),
         "versions": versions(),

@@ -1,0 +1,32 @@
+"""Under which full name and commit the Hub keeps a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from transformers.utils import logging
+
+from .loading import is_on_the_hub
+
+logger = logging.get_logger(__name__)
+
+# Its base is the error of the HTTP client, which is what a failed connection raises; which client, it does not tell.
+_HUB_ERRORS = (*HfHubHTTPError.__bases__, OSError)
+
+
+def hub_identity(name: str | Path, revision: str | None = None) -> tuple[str, str] | None:
+    """Return id and commit of a data set: ("ILSVRC/imagenet-1k", "49e2...") for "imagenet-1k", which the Hub resolves.
+
+    Returns:
+        None for what is bundled or local, and where the Hub cannot be asked (a data set from the cache).
+    """
+    if not is_on_the_hub(name):
+        return None
+    try:
+        info = HfApi().dataset_info(str(name), revision=revision)
+    except _HUB_ERRORS as error:
+        logger.info("The Hub does not tell id and commit of the data set %s: %s", name, error)
+        return None
+    return info.id, info.sha
