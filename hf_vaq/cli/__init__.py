@@ -8,9 +8,17 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import analyze, evaluate, label, pack, recipes, train
+from . import analyze, evaluate, label, pack, push, recipes, train
 
-COMMANDS = {"train": train, "label": label, "evaluate": evaluate, "analyze": analyze, "pack": pack, "recipes": recipes}
+COMMANDS = {
+    "train": train,
+    "label": label,
+    "evaluate": evaluate,
+    "analyze": analyze,
+    "pack": pack,
+    "push": push,
+    "recipes": recipes,
+}
 _TAKE_FIELDS = ("train", "label")
 """Commands that a recipe's fields may follow."""
 

@@ -6,6 +6,8 @@ IMAGE_PROCESSOR = "preprocessor_config.json"
 REMOTE_CODE = "modeling_vaq.py"
 RECIPE = "recipe.yaml"
 RESULTS = "results.json"
+TRAINING = "training.yaml"
+"""What a trainer knows of the training, where there was no recipe."""
 TRAINING_LOG = "training_log.json"
 EVALUATION = "evaluation"
 """Folder with what `hf-vaq evaluate --output` wrote, one JSON file an evaluation."""
@@ -16,7 +18,7 @@ EXPORTS = {"onnx": "*.onnx", "openvino": "*.xml"}
 
 OWN_FILES = ("*.safetensors", "*.safetensors.index.json", f"{FIGURES}/*", f"{EVALUATION}/*", "onnx/*", "openvino/*")
 """Files that a later commit removes where it does not bring them again: another model's shards, an old figure."""
-OWN_NAMES = (CARD, CONFIG, IMAGE_PROCESSOR, REMOTE_CODE, RECIPE, RESULTS, TRAINING_LOG, BENCHMARK)
+OWN_NAMES = (CARD, CONFIG, IMAGE_PROCESSOR, REMOTE_CODE, RECIPE, RESULTS, TRAINING, TRAINING_LOG, BENCHMARK)
 
 AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_vaq.VaqForImageClassification",

@@ -8,6 +8,7 @@ from ..config import QuantConfig
 from .checkpoint import check_finite
 from .injection import inject
 from .plan import plan_quantization
+from .publishing import publish_with_card
 from .quantizer import VaqQuantizer, initialize_quantizers, keep_parameter_names, require_import, set_attention
 
 
@@ -51,3 +52,5 @@ def attach(model: PreTrainedModel, quantizer: VaqQuantizer) -> None:
     model.config._is_quantized = True
     keep_parameter_names(model)
     require_import(model.config)
+    if quantizer.quantization_config.packed:
+        publish_with_card(model)

@@ -18,6 +18,7 @@ from ..nn.attention import quantized_attention
 from .checkpoint import check_finite, check_packed_files, leave_out_new_pooler
 from .injection import inject
 from .plan import plan_quantization
+from .publishing import publish_with_card
 
 ATTENTION = QUANT_METHOD
 MISSING_PACKAGE = "vaq: needs 'import hf_vaq' (pip install hf-vaq)"
@@ -76,6 +77,7 @@ class VaqQuantizer(HfQuantizer):
         require_import(model.config)
         if self.quantization_config.packed:
             set_execution(model, "auto")
+            publish_with_card(model)
         return model
 
     def is_serializable(self) -> bool:

@@ -22,6 +22,7 @@ TRAINED = "trained"
 PACKED = "packed"
 RESULTS = "results.json"
 RECIPE = "recipe.yaml"
+TRAINING_LOG = "training_log.json"
 OSCILLATION = "oscillation"  # the record that the trainer leaves, see hf_vaq.training.oscillation_record
 _WRITTEN = (
     FLOAT,
@@ -30,6 +31,7 @@ _WRITTEN = (
     PACKED,
     RESULTS,
     RECIPE,
+    TRAINING_LOG,
     OSCILLATION,
     "checkpoint-*",
     LEFTOVERS,

@@ -36,6 +36,7 @@ from .models import (
     new_model_config,
     saved_size,
 )
+from .publishing import check_publishing, publish_run, write_card
 from .report import ModelResult, RunResult, bits_name
 
 Report = Callable[[str], None]
@@ -97,6 +98,7 @@ class _Run:
         """Check and make the output folder on the main process; every process learns what came of it."""
 
         def claim() -> None:
+            check_publishing(self.training)
             output.claim_output_folder(
                 self.folder, resume=self.resume, overwrite=self.recipe.output.overwrite_output_dir
             )
@@ -189,6 +191,7 @@ class _Run:
             trainer = self._trainer(model, arguments, teacher=None)
             trainer.calibrate()
         self._save(trainer.model, self.folder / output.TRAINED)
+        on_main_process(lambda: output.write_json(self.folder / output.TRAINING_LOG, trainer.state.log_history))
         return trainer.model
 
     def _teacher(self, start: str | Path) -> str | None:
@@ -275,6 +278,8 @@ class _Run:
             },
         )
         on_main_process(lambda: output.write_json(self.folder / output.RESULTS, dataclasses.asdict(result)))
+        on_main_process(lambda: write_card(self.folder))
+        on_main_process(lambda: publish_run(self.folder, self.training, self.report))
         return result
 
     @contextmanager

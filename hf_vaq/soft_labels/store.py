@@ -120,22 +120,49 @@ class SoftLabelStore:
         """Return what every image is recognised by, in order, uint64 (images,)."""
         return np.concatenate([read_digests(self._path(shard)) for shard in self.metadata.shards])
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload the store, its card included, to a data set on the Hub, which is created if need be.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        overwrite: bool = False,
+    ) -> str:
+        """Publish the store with its card as a data set on the Hub, in one commit.
+
+        Args:
+            repo_id: "user/name", or "name".
+            private: of a repository that is made anew.
+            token: of the Hub; None takes that of this machine.
+            revision: branch, made if need be.
+            create_pr: propose it as a pull request.
+            commit_message: first line of the commit.
+            overwrite: publish where something else lies, too.
 
         Returns:
             The address of the commit.
+
+        Raises:
+            hf_vaq.hub.HubError: it cannot be published there; nothing is then.
+            DamagedStoreError: a shard is damaged.
         """
-        api = huggingface_hub.HfApi(token=token)
-        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=self.folder,
-            allow_patterns=["README.md", METADATA, *(shard.file for shard in self.metadata.shards)],
-            commit_message="Upload soft labels",
+        from ..hub.labels import push_labels
+        from ..hub.publishing import DATASET, Target
+
+        target = Target(
+            repo_id,
+            repo_type=DATASET,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            token=token,
+            overwrite=overwrite,
         )
-        return str(commit.commit_url)
+        return str(push_labels(self, target).commit_url)
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / shard.file

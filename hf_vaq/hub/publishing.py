@@ -1,0 +1,229 @@
+"""One commit on the Hub from a folder, with huggingface_hub's own tools."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetCard,
+    HfApi,
+    ModelCard,
+    get_token,
+)
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from ..config import QUANT_METHOD
+from ..soft_labels.metadata import METADATA
+from . import layout
+from .errors import LOG_IN, HubError, explained
+
+MODEL, DATASET = "model", "dataset"
+_NO_CONTENT = (".gitattributes", "README.md", "LICENSE", "LICENSE.md", ".gitignore")
+"""Files that a repository may have which nothing was published to yet."""
+_LABEL_FILES = ("data/*.arrow",)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where something is published.
+
+    Attributes:
+        repo_id: "user/name", or "name" for the user of the token.
+        repo_type: "model" or "dataset".
+        private: of a repository that is made anew; None leaves it to the Hub.
+        revision: branch, made if need be, or pull request ("refs/pr/1"); None is the main branch.
+        create_pr: propose the commit as a pull request.
+        commit_message, commit_description: of the commit.
+        token: None takes the one of this machine.
+        overwrite: publish where something else lies, too.
+    """
+
+    repo_id: str
+    repo_type: str = MODEL
+    private: bool | None = None
+    revision: str | None = None
+    create_pr: bool = False
+    commit_message: str | None = None
+    commit_description: str | None = None
+    token: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class CheckedTarget:
+    """A target that was looked at: `head` is the commit that it is on, None where there is none yet."""
+
+    target: Target
+    exists: bool
+    head: str | None
+    branch_exists: bool
+    files: frozenset[str]
+
+
+def check_target(target: Target) -> CheckedTarget:
+    """Ask the Hub, before any work, whether something of this kind can be published there.
+
+    Raises:
+        HubError: no token, one that may only read, a repository with something else in it, or no such revision.
+    """
+    with explained(target.repo_id, "looking for"):
+        validate_repo_id(target.repo_id)
+        if (target.token or get_token()) is None:
+            raise HubError(f"there is no token for the Hub: {LOG_IN}.")
+        api = HfApi(token=target.token)
+        user = api.whoami()
+        role = user.get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
+            raise HubError(f"the token of {user['name']} may only read; accepted: one with write access ({LOG_IN}).")
+        if target.create_pr and target.revision is not None and target.revision.startswith("refs/pr/"):
+            raise HubError(
+                f"--create_pr makes a new pull request, and --revision {target.revision} adds to one: give one of"
+                " them."
+            )
+        if "/" not in target.repo_id:
+            target = replace(target, repo_id=f"{user['name']}/{target.repo_id}")
+        return _look(api, target)
+
+
+def _look(api: HfApi, target: Target) -> CheckedTarget:
+    try:
+        info = api.repo_info(target.repo_id, repo_type=target.repo_type)
+    except RepositoryNotFoundError:
+        if target.create_pr:
+            raise HubError(f"--create_pr: there is no repository {target.repo_id} to propose anything to.") from None
+        if target.revision is not None and target.revision.startswith("refs/pr/"):
+            raise HubError(f"--revision is {target.revision}, but there is no repository {target.repo_id}.") from None
+        other = DATASET if target.repo_type == MODEL else MODEL
+        if not target.overwrite and api.repo_exists(target.repo_id, repo_type=other):
+            raise HubError(
+                f"{target.repo_id} is the name of a {other} on the Hub, and this is a {target.repo_type}; choose"
+                " another name, or use this one for both with --overwrite."
+            ) from None
+        return CheckedTarget(target, exists=False, head=None, branch_exists=False, files=frozenset())
+    branch_exists = True
+    if target.revision is not None:
+        try:
+            info = api.repo_info(target.repo_id, repo_type=target.repo_type, revision=target.revision)
+        except RevisionNotFoundError:
+            if target.create_pr or target.revision.startswith("refs/"):
+                raise HubError(
+                    f"--revision is {target.revision!r}, which {target.repo_id} does not have; accepted with"
+                    " --create_pr: a branch that exists; without: also the name of a new branch."
+                ) from None
+            branch_exists = False  # it will start from the main branch, whose files `info` has
+    files = frozenset(file.rfilename for file in info.siblings or [])
+    if not target.overwrite:
+        _check_content(api, target, files, target.revision if branch_exists else None)
+    return CheckedTarget(target, exists=True, head=info.sha, branch_exists=branch_exists, files=files)
+
+
+def _check_content(api: HfApi, target: Target, files: frozenset[str], revision: str | None) -> None:
+    """Refuse to publish over something that this package did not publish."""
+    if not files - set(_NO_CONTENT):
+        return
+    if target.repo_type == DATASET:
+        ours, wanted = METADATA in files, "a store of soft labels"
+    else:
+        ours, wanted = False, "a model of hf_vaq"
+        if layout.CONFIG in files:
+            path = api.hf_hub_download(target.repo_id, layout.CONFIG, revision=revision)
+            quantization = json.loads(Path(path).read_text(encoding="utf-8")).get("quantization_config") or {}
+            ours = quantization.get("quant_method") == QUANT_METHOD
+    if not ours:
+        example = min(files - set(_NO_CONTENT))
+        raise HubError(
+            f"{target.repo_id} exists and holds something else than {wanted} (such as {example!r}); choose another"
+            " name, another --revision, or publish there all the same with --overwrite."
+        )
+
+
+def publish_folder(
+    folder: Path,
+    checked: CheckedTarget,
+    *,
+    extra: Mapping[str, Path] | None = None,
+    files: Sequence[str] | None = None,
+    report: Callable[[str], None] = lambda message: None,
+) -> CommitInfo:
+    """Upload a folder in one commit; before that commit, readers of the repository see nothing of it.
+
+    Large files go first and by their content: what an interrupted upload has brought is not sent again. Files of an
+    earlier model that this one does not replace are removed in the same commit.
+
+    Args:
+        folder: every file in it is published.
+        checked: what `check_target` returned.
+        extra: folders to publish as well, by their path in the repository.
+        files: only these files of `folder`.
+        report: receives a line at every step.
+
+    Raises:
+        HubError: the card or the commit was refused, or the connection was cut.
+    """
+    target = checked.target
+    paths = {name: folder / name for name in files} if files is not None else _files(folder)
+    for prefix, place in (extra or {}).items():
+        paths |= {f"{prefix}/{name}": path for name, path in _files(place).items()}
+    additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in paths.items()]
+    stale = [name for name in checked.files - paths.keys() if _is_ours(name, target.repo_type)]
+    api = HfApi(token=target.token)
+    with explained(target.repo_id, "publishing to"):
+        _validate_card(api, folder, target)
+        if not checked.exists:
+            api.create_repo(target.repo_id, repo_type=target.repo_type, private=target.private, exist_ok=True)
+        if target.revision is not None and not checked.branch_exists:
+            api.create_branch(target.repo_id, branch=target.revision, repo_type=target.repo_type, exist_ok=True)
+        size = sum(addition.upload_info.size for addition in additions)
+        report(f"uploading {len(additions)} files, {size / 1e6:,.2f} MB, to {target.repo_id}")
+        api.preupload_lfs_files(
+            target.repo_id,
+            additions,
+            repo_type=target.repo_type,
+            revision=target.revision,
+            create_pr=target.create_pr,
+            free_memory=False,
+        )
+        return api.create_commit(
+            target.repo_id,
+            [*additions, *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale))],
+            commit_message=target.commit_message or _message(target.repo_type),
+            commit_description=target.commit_description,
+            repo_type=target.repo_type,
+            revision=target.revision,
+            create_pr=target.create_pr,
+            # Somebody else's commit since `check_target` is not overwritten.
+            parent_commit=checked.head,
+        )
+
+
+def _validate_card(api: HfApi, folder: Path, target: Target) -> None:
+    """Have the Hub check the card's metadata before anything is made or sent there."""
+    card_class = DatasetCard if target.repo_type == DATASET else ModelCard
+    card = folder / layout.CARD
+    if not card.is_file():
+        return
+    try:
+        card_class.load(card).validate()
+    except ValueError as error:
+        raise HubError(f"the card ({layout.CARD}) does not validate: {' '.join(str(error).split())}") from error
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _is_ours(name: str, repo_type: str) -> bool:
+    patterns = _LABEL_FILES if repo_type == DATASET else (*layout.OWN_FILES, *layout.OWN_NAMES)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _message(repo_type: str) -> str:
+    return "Upload soft labels" if repo_type == DATASET else "Upload packed model"
