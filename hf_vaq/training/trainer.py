@@ -28,7 +28,9 @@ from .non_finite import NonFiniteError, check_gradients, describe_non_finite_los
 from .oscillation import OscillationTracker
 from .oscillation_record import OscillationRecorder
 from .parameter_groups import split_scale_groups
+from .publishing import PublishesPackedModels
 from .regularization import cosine_ramp, model_bin_regularizer
+from .run_record import RunRecorder, name_of_teacher
 from .seeding import EpochSetter, SeededDataset, seeded
 from .stored_labels import build_soft_label_dataset
 from .teacher import build_teacher
@@ -36,7 +38,7 @@ from .teacher import build_teacher
 logger = logging.get_logger(__name__)
 
 
-class VaqTrainer(CompleteCheckpoints):
+class VaqTrainer(PublishesPackedModels, CompleteCheckpoints):
     """Trains an image classifier, quantized or not, with distillation and the variation-aware bin regularizer.
 
     The loss is (1 - w) * soft cross-entropy with the teacher + w * cross-entropy with the labels, w being
@@ -114,6 +116,7 @@ class VaqTrainer(CompleteCheckpoints):
             self.label_names = ["labels"]
         if model is not None:
             self._set_up_model(model)
+        self.teacher_name = name_of_teacher(teacher, soft_labels)
         self.teacher: nn.Module | None = None
         if teacher is not None:
             teacher = build_teacher(teacher, self.model, processing_class, teacher_processor)
@@ -131,6 +134,7 @@ class VaqTrainer(CompleteCheckpoints):
         if args.oscillation_tracking:
             self.add_callback(self.tracker)
             self.add_callback(self.recorder)
+        self.add_callback(RunRecorder(self.teacher_name))
         self._epoch_setter = EpochSetter()
         self.add_callback(self._epoch_setter)
         self._means = RunningMeans()
