@@ -16,7 +16,7 @@ from hf_vaq.recipe.parsing import SECTIONS
 
 pytest.importorskip("mkdocs", reason='needs pip install -e ".[docs]"')
 pytest.importorskip("mkdocstrings", reason='needs pip install -e ".[docs]"')
-PUBLIC_MODULES = ("hf_vaq", "hf_vaq.inference", "hf_vaq.soft_labels", "hf_vaq.analysis")
+PUBLIC_MODULES = ("hf_vaq", "hf_vaq.inference", "hf_vaq.soft_labels", "hf_vaq.evaluation", "hf_vaq.analysis")
 
 
 @pytest.fixture(scope="module")
