@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import GELUActivation
 
 from ..config import QuantConfig
 from ..nn import (
@@ -17,7 +18,10 @@ from ..nn import (
     WeightQuantizer,
 )
 from ..nn.attention import quantize_shared_input
+from ..nn.fusion import set_fusion
+from ..nn.layers import remember_argument
 from ..nn.packed import convolution_geometry, packed_like
+from . import families
 from .plan import ActivationSpec, Plan, WeightSpec
 
 ActivationFactory = Callable[[ActivationSpec], nn.Module]
@@ -50,6 +54,24 @@ def inject(model: PreTrainedModel, plan: Plan, config: QuantConfig) -> None:
         attention.attention_quantizers = nn.ModuleDict(
             {tensor: _on_device_of(device_like, make, spec) for tensor, spec in specs.items()}
         )
+    for name in plan.inputs:
+        before = _activation_before(model, name)
+        if before is not None and not config.packed:
+            before.register_forward_hook(remember_argument)
+    set_fusion(model)
+
+
+def _activation_before(model: PreTrainedModel, name: str) -> nn.Module | None:
+    """GELU, if that is what the layer `name` reads."""
+    parent, _, role = name.rpartition(".")
+    activation = getattr(model.get_submodule(parent), "activation_fn", None) if role in families.AFTER_GELU else None
+    return activation if isinstance(activation, nn.GELU | GELUActivation) and _is_exact(activation) else None
+
+
+def _is_exact(activation: nn.Module) -> bool:
+    if isinstance(activation, nn.GELU):
+        return activation.approximate == "none"
+    return activation.act is nn.functional.gelu
 
 
 def _on_device_of(parameter: torch.Tensor, make: ActivationFactory, spec: ActivationSpec) -> nn.Module:

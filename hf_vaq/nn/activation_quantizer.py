@@ -7,10 +7,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..numerics.fake_quantize import activation_gradient_factor, fake_quantize
+from ..numerics.fused import Quantization
 from ..numerics.groups import ScaleGroups
 from ..numerics.levels import integer_range
+from ..numerics.log_scale import log_from_scale, scale_from_log
 from .activation_statistics import ActivationStatistics
-from .scale import log_from_scale, scale_from_log
+from .fused_layers import Scaled, quantize
+from .fusion import is_untouched, may_fuse
 
 
 class UncalibratedError(RuntimeError):
@@ -44,6 +47,7 @@ class ActivationQuantizer(nn.Module):
         self.groups = groups
         self.signed = signed
         self.scale_gradient = scale_gradient
+        self.fused = False
         self.log_scale = nn.Parameter(torch.zeros(groups.count, dtype=torch.float32))
         self.offset = nn.Parameter(torch.zeros(groups.count, dtype=torch.float32)) if with_offset else None
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
@@ -85,6 +89,8 @@ class ActivationQuantizer(nn.Module):
             return x
         if not self.is_calibrated():
             self._calibrate_from_first_batch(x)
+        if self.fused and may_fuse(x):
+            return quantize(x, self.scaled())
         scale = self.scale()
         factor: Tensor | float = 1.0
         if scale.requires_grad:
@@ -98,6 +104,16 @@ class ActivationQuantizer(nn.Module):
             offset=None if self.offset is None else self.groups.expand(self.offset, x.shape),
             gradient_factor=factor,
         )
+
+    def is_fusable(self) -> bool:
+        """Whether a fused function may do this quantizer's work instead of calling it."""
+        return self.fused and self.statistics is None and is_untouched(self) and self.is_calibrated()
+
+    @torch.no_grad()
+    def scaled(self) -> Scaled:
+        """What fused functions need to know of this quantizer."""
+        quantization = Quantization(self.bits, self.groups, self.signed, self.scale_gradient)
+        return Scaled(self.log_scale, self.scale(), self.offset, quantization)
 
     def _calibrate_from_first_batch(self, x: Tensor) -> None:
         if not self.training:

@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .activation_quantizer import ActivationQuantizer
+from .fused_attention import fused_attention
+from .fusion import may_fuse
+from .layers import quantize_for_layers
+
 QUANTIZED_TENSORS = ("query", "key", "value", "probabilities")
 
 
@@ -41,12 +46,17 @@ def quantized_attention(
     if engine is not None and engine.takes(module, query, dropout):
         return engine(module, query, key, value, attention_mask, scaling, **kwargs)
     quantizers = getattr(module, "attention_quantizers", None)
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    if quantizers is not None and _is_fusable(quantizers, dropout if module.training else 0.0, query, key, value):
+        scaled = {name: quantizers[name].scaled() for name in QUANTIZED_TENSORS}
+        return fused_attention(query, key, value, attention_mask, scaling, scaled)
 
     def quantized(name: str, x: Tensor) -> Tensor:
         return quantizers[name](x) if quantizers is not None and name in quantizers else x
 
     query, key, value = quantized("query", query), quantized("key", key), quantized("value", value)
-    scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -55,8 +65,20 @@ def quantized_attention(
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probabilities
 
 
+def _is_fusable(quantizers: nn.ModuleDict, dropout: float, *tensors: Tensor) -> bool:
+    return (
+        dropout == 0
+        and may_fuse(*tensors)
+        and all(
+            name in quantizers and isinstance(quantizers[name], ActivationQuantizer) and quantizers[name].is_fusable()
+            for name in QUANTIZED_TENSORS
+        )
+    )
+
+
 def quantize_shared_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Forward pre-hook: quantize the hidden states once, for all the layers of `module` that read them."""
     if args:
-        return (module.input_quantizer(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": module.input_quantizer(kwargs["hidden_states"])}
+        return (quantize_for_layers(args[0], module.input_quantizer), *args[1:]), kwargs
+    hidden_states = quantize_for_layers(kwargs["hidden_states"], module.input_quantizer)
+    return args, {**kwargs, "hidden_states": hidden_states}

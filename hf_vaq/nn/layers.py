@@ -4,12 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fused_layers
 from .activation_quantizer import ActivationQuantizer
+from .fusion import is_untouched, may_fuse
 from .packed import PackedActivationQuantizer
 from .weight_quantizer import WeightQuantizer
+
+ORIGIN = "_quantized_from"
+"""Attribute of a tensor of quantized values that several layers read: its `fused_layers.Origin`."""
+
+GELU_ARGUMENT = "_gelu_of"
+"""Attribute of a result of GELU that a quantized layer reads: the argument, which takes the place of the result."""
+
+
+def remember_argument(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    """Forward hook of GELU: a fused layer that quantizes the result keeps the argument, not both."""
+    if not torch.compiler.is_compiling() and output.requires_grad:
+        setattr(output, GELU_ARGUMENT, args[0])
+
+
+def quantize_for_layers(x: Tensor, quantizer: ActivationQuantizer | PackedActivationQuantizer) -> Tensor:
+    """Quantize `x` once, for several layers. They are told where it comes from, so that none has to keep it."""
+    if not (isinstance(quantizer, ActivationQuantizer) and quantizer.is_fusable() and may_fuse(x)):
+        return quantizer(x)
+    scaled = quantizer.scaled()
+    # Under autocast every layer would convert the values by itself.
+    quantized = fused_layers.quantize(x, scaled, fused_layers.autocast_dtype(x))
+    setattr(quantized, ORIGIN, fused_layers.Origin(x.detach(), scaled._replace(log_scale=None)))
+    return quantized
 
 
 class QuantizedOperands(nn.Module):
@@ -23,6 +49,7 @@ class QuantizedOperands(nn.Module):
         super().__init__(*args, **kwargs)
         self.register_module("weight_quantizer", None)
         self.register_module("input_quantizer", None)
+        self.fused = False
 
     def quantized_weight(self) -> Tensor:
         """The weight after its quantizer."""
@@ -32,12 +59,33 @@ class QuantizedOperands(nn.Module):
         """The input after its quantizer."""
         return x if self.input_quantizer is None else self.input_quantizer(x)
 
+    def is_fusable(self, x: Tensor) -> bool:
+        """Whether one function may do the work of this layer and of its quantizers."""
+        return (
+            self.fused
+            and may_fuse(x, self.weight)
+            and self.weight_quantizer is not None
+            and is_untouched(self.weight_quantizer)
+            and (self.input_quantizer is None or self.input_quantizer.is_fusable())
+        )
+
+    def fused_operands(self, x: Tensor) -> dict[str, Any]:
+        """The arguments that `fused_layers` takes beside the input."""
+        inputs: Any = getattr(x, ORIGIN, None) if self.input_quantizer is None else self.input_quantizer.scaled()
+        argument = getattr(x, GELU_ARGUMENT, None)
+        if self.input_quantizer is not None and argument is not None:
+            inputs = fused_layers.Activated(argument, inputs)
+        weights = self.weight_quantizer.scaled(self.weight)
+        return {"weight": self.weight, "bias": self.bias, "inputs": inputs, "weights": weights}
+
 
 class QuantLinear(QuantizedOperands, nn.Linear):
     """A linear layer on a quantized input with a quantized weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
+        if self.is_fusable(x):
+            return fused_layers.linear(x, **self.fused_operands(x))
         return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
 
 
@@ -46,4 +94,7 @@ class QuantConv2d(QuantizedOperands, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, height, width) to (batch, out_channels, height', width')."""
+        if self.padding_mode == "zeros" and isinstance(self.padding, tuple) and self.is_fusable(x):
+            geometry = {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups")}
+            return fused_layers.conv2d(x, **self.fused_operands(x), geometry=geometry)
         return self._conv_forward(self.quantized_input(x), self.quantized_weight(), self.bias)

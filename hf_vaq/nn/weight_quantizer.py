@@ -6,10 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ..numerics.fake_quantize import fake_quantize, quantize_to_codes, weight_gradient_factor
+from ..numerics.fused import Quantization
 from ..numerics.groups import ScaleGroups
 from ..numerics.levels import integer_range
+from ..numerics.log_scale import log_from_scale, scale_from_log
 from ..numerics.scale_init import least_squares_scale, statistics_scale
-from .scale import log_from_scale, scale_from_log
+from .fused_layers import Scaled, quantize
+from .fusion import may_fuse
 
 
 class WeightQuantizer(nn.Module):
@@ -27,6 +30,7 @@ class WeightQuantizer(nn.Module):
         self.bits = bits
         self.groups = groups
         self.scale_gradient = scale_gradient
+        self.fused = False
         # float32 whatever the model's type: a bfloat16 scale moves in steps of 0.4 %.
         self.log_scale = nn.Parameter(torch.zeros(groups.count, dtype=torch.float32)) if learned else None
 
@@ -54,11 +58,20 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Fake-quantized weight, in shape and type of `weight`."""
+        if self.fused and may_fuse(weight):
+            return quantize(weight, self.scaled(weight))
         scale = self.scale(weight)
         factor: Tensor | float = 1.0
         if scale.requires_grad:
             factor = self._gradient_factor(weight.detach())
         return fake_quantize(weight, self.groups.expand(scale, weight.shape), self.bits, gradient_factor=factor)
+
+    @torch.no_grad()
+    def scaled(self, weight: Tensor) -> Scaled:
+        """What fused functions need to know of this quantizer."""
+        factor = "none" if self.log_scale is None else self.scale_gradient
+        quantization = Quantization(self.bits, self.groups, factor=factor, weight=True)
+        return Scaled(self.log_scale, self.scale(weight.detach()), None, quantization)
 
     def _gradient_factor(self, weight: Tensor) -> Tensor | float:
         groups = self.grouped(weight)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_vaq.nn.scale import log_from_scale, scale_from_log
+from hf_vaq.numerics.log_scale import log_from_scale, scale_from_log
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 80.0, -80.0, 1e30, -1e30, float("inf"), float("-inf")])

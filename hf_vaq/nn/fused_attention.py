@@ -1,0 +1,133 @@
+"""Attention on quantized queries, keys, values and probabilities as one autograd function.
+
+It keeps the three projections and nothing of the size tokens x tokens, as the fused attention of full precision does:
+the backward pass computes the probabilities again, with the same operations, so to the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..numerics.fused import (
+    Quantization,
+    fused_head_gradients,
+    fused_quantize,
+    fused_quantize_heads,
+    fused_softmax_gradients,
+)
+from .fused_layers import Scaled, autocast_dtype
+
+
+@dataclass(frozen=True)
+class _Settings:
+    query: Quantization
+    key: Quantization
+    value: Quantization
+    probabilities: Quantization
+    scaling: float
+    dtype: torch.dtype
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    quantizers: dict[str, Scaled],
+) -> tuple[Tensor, Tensor]:
+    """The computation of `quantized_attention` where all four tensors are quantized and none is dropped.
+
+    Args:
+        query: (batch, heads, tokens, head_dim).
+        key: as `query`.
+        value: as `query`.
+        mask: added to the scores, broadcastable to (batch, heads, tokens, tokens), or None.
+        scaling: factor on the scores.
+        quantizers: by the names in `QUANTIZED_TENSORS`.
+
+    Returns:
+        Output, (batch, tokens, heads, head_dim), and quantized probabilities, (batch, heads, tokens, tokens).
+    """
+    names = ("query", "key", "value", "probabilities")
+    settings = _Settings(*(quantizers[name].quantization for name in names), scaling, autocast_dtype(query))
+    log_scales = (quantizers[name].log_scale for name in names)
+    scales = (quantizers[name].scale for name in names)
+    return _Attention.apply(query, key, value, mask, *log_scales, *scales, settings)
+
+
+def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, dtype: torch.dtype) -> Tensor:
+    """Not quantized, from quantized, contiguous queries and keys; the operations of `quantized_attention`."""
+    scores = torch.matmul(query, key.transpose(2, 3)).mul_(scaling)
+    if mask is not None:
+        scores = scores.add_(mask) if mask.dtype == scores.dtype else scores + mask
+    return torch.softmax(scores, -1, dtype=torch.float32).to(dtype)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, mask, ls_q, ls_k, ls_v, ls_p, s_q, s_k, s_v, s_p, settings):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, key, value, mask, s_q, s_k, s_v, s_p)
+        ctx.settings = settings
+        operands = (
+            fused_quantize_heads(query, s_q, settings.query, settings.dtype),
+            fused_quantize_heads(key, s_k, settings.key, settings.dtype),
+        )
+        probabilities = _probabilities(*operands, mask, settings.scaling, query.dtype)
+        del operands
+        quantized = fused_quantize(probabilities, s_p, None, settings.probabilities)
+        del probabilities
+        values = fused_quantize_heads(value, s_v, settings.value, settings.dtype)
+        return torch.matmul(quantized.to(settings.dtype), values).transpose(1, 2).contiguous(), quantized
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, grad_probabilities):
+        query, key, value, mask, s_q, s_k, s_v, s_p = ctx.saved_tensors
+        settings: _Settings = ctx.settings
+        q = fused_quantize_heads(query, s_q, settings.query, settings.dtype)
+        k = fused_quantize_heads(key, s_k, settings.key, settings.dtype)
+        probabilities = _probabilities(q, k, mask, settings.scaling, query.dtype)
+        grad_value = grad_log_v = None
+        if grad is not None:
+            grad = grad.transpose(1, 2).contiguous()
+            quantized = fused_quantize(probabilities, s_p, None, settings.probabilities).to(settings.dtype)
+            grad_value = torch.matmul(quantized.transpose(2, 3), grad)
+            del quantized
+            grad_value, grad_log_v = fused_head_gradients(grad_value, value, s_v, settings.value)
+            v = fused_quantize_heads(value, s_v, settings.value, settings.dtype)
+            through_values = torch.matmul(grad, v.transpose(2, 3))
+            del v, grad
+            grad_probabilities = through_values if grad_probabilities is None else grad_probabilities + through_values
+        elif grad_probabilities is not None:
+            grad_probabilities = grad_probabilities.clone()  # it is overwritten below, and not ours
+        if grad_probabilities is None:
+            return (None,) * 13
+        wants_mask = mask is not None and ctx.needs_input_grad[3]
+        scaling = 1.0 if wants_mask else settings.scaling
+        grad_scores, grad_log_p = fused_softmax_gradients(
+            grad_probabilities, probabilities, s_p, settings.probabilities, scaling
+        )
+        del probabilities, grad_probabilities
+        grad_mask = None
+        if wants_mask:
+            grad_mask = grad_scores.sum_to_size(mask.shape).to(mask.dtype)
+            # Not in place: where nothing is to be summed the sum is the tensor itself.
+            grad_scores = (
+                grad_scores * settings.scaling
+                if mask.shape == grad_scores.shape
+                else grad_scores.mul_(settings.scaling)
+            )
+        grad_query = torch.matmul(grad_scores, k)
+        del k
+        grad_query, grad_log_q = fused_head_gradients(grad_query, query, s_q, settings.query)
+        grad_key = torch.matmul(grad_scores.transpose(2, 3), q)
+        del q, grad_scores
+        grad_key, grad_log_k = fused_head_gradients(grad_key, key, s_k, settings.key)
+        log_scales = grad_log_q, grad_log_k, grad_log_v, grad_log_p
+        return grad_query, grad_key, grad_value, grad_mask, *log_scales, None, None, None, None, None

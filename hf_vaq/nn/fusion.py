@@ -1,0 +1,69 @@
+"""Whether the quantizers of a model are fused with the layers that they serve."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from ..numerics.fused import DTYPES
+
+AUTOMATIC_FROM = 1 << 20
+"""Quantized weights from which a model is fused if nobody says otherwise: compiling the kernels takes up to half a
+minute where it was never done before, more than training a smaller model can win back."""
+INFERENCE_FROM = 1 << 18
+"""Elements from which fused kernels are used where no gradient is wanted, and the result is the same without."""
+
+
+def set_fusion(model: nn.Module, enabled: bool | None = None) -> bool:
+    """Fuse the quantizers of `model`, in training form, with the layers that they serve, or do not.
+
+    Fused, a training step takes less time and memory; the values are the same to the last bit, the gradients to
+    rounding (sums are taken in another order). The kernels are compiled by `torch.compile` at their first use; where
+    that is not possible they run as they are, and a warning says so. Inside a model that is compiled as a whole
+    nothing changes: there the compiler fuses by itself.
+
+    Args:
+        model: a quantized model in training form, or a part of one.
+        enabled: None means: if it has at least `AUTOMATIC_FROM` quantized weights. That is how models are made.
+
+    Returns:
+        What was chosen.
+
+    Raises:
+        ValueError: if `enabled` is something else.
+    """
+    if enabled is not None and not isinstance(enabled, bool):
+        raise ValueError(f"enabled={enabled!r}: expected True, False, or None (by the size of the model).")
+    modules = [module for module in model.modules() if hasattr(module, "fused")]
+    if enabled is None:
+        weights = [module.weight for module in modules if isinstance(getattr(module, "weight", None), Tensor)]
+        enabled = sum(weight.numel() for weight in weights) >= AUTOMATIC_FROM
+    for module in modules:
+        module.fused = enabled
+    return enabled
+
+
+def may_fuse(*tensors: Tensor) -> bool:
+    """Whether fused kernels can compute on the tensors, the first of them the largest, and are worth while."""
+    if torch.compiler.is_compiling() or not all(tensor.dtype in DTYPES for tensor in tensors):
+        return False
+    x = tensors[0]
+    if x.numel() == 0 or x.device.type == "meta":
+        return False
+    return torch.is_grad_enabled() or x.numel() >= INFERENCE_FROM
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling `module` is calling its class's forward and nothing else: no hooks, no forward of its own."""
+    return not (
+        "forward" in module.__dict__
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )

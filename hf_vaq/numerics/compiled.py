@@ -1,0 +1,95 @@
+"""Small functions on tensors compiled by `torch.compile`, with the plain function as fallback."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Hashable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+_failure: str | None = None
+
+
+def compilation_failure() -> str | None:
+    """Why kernels run uncompiled in this process: the message of the compiler; None as long as none has failed."""
+    return _failure
+
+
+class CompiledKernel:
+    """A function of tensors that is compiled at its first use, once for each combination of types and options.
+
+    Sizes are dynamic, so that batches of another size (the last of an epoch, those of an evaluation) run the same
+    code. Every combination gets a code object of its own, because Dynamo counts recompilations by code object and
+    gives up after eight. Where nothing can be compiled (no C++ compiler, on a GPU no Triton) the function runs as it
+    is, which is logged once; the results are the same to rounding.
+
+    Args:
+        function: takes tensors (or None), then options that are part of the program; no closure, no side effects.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self._variants: dict[Hashable, Callable[..., Any]] = {}
+
+    def __call__(self, tensors: tuple[Tensor | None, ...], options: tuple[Hashable, ...] = ()) -> Any:
+        """Run on `tensors`, without recording gradients, with the given `options`."""
+        device = tensors[0].device.type
+        # Modes that mean nothing to the kernels are switched off: each would be compiled for.
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self(tensors, options)
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self(tensors, options)
+        if _failure is not None:
+            return self.function(*tensors, *options)
+        key = (options, *[None if t is None else (t.dtype, t.dim(), t.is_inference(), t.device.type) for t in tensors])
+        variant = self._variants.get(key)
+        if variant is not None:
+            return variant(*tensors, *options)
+        return self._first_call(key, tensors, options)
+
+    def _first_call(self, key: Hashable, tensors: tuple[Tensor | None, ...], options: tuple[Hashable, ...]) -> Any:
+        from torch._dynamo.exc import TorchDynamoException
+
+        name = f"{self.function.__name__}_{len(self._variants)}"
+        code = self.function.__code__.replace(co_name=name)
+        variant = torch.compile(
+            types.FunctionType(code, self.function.__globals__, name), dynamic=True, fullgraph=True
+        )
+        try:
+            result = variant(*tensors, *options)
+        except (TorchDynamoException, RuntimeError, OSError, ImportError) as error:
+            # The plain function first: an error that is not the compiler's must not be taken for one.
+            result = self.function(*tensors, *options)
+            _give_up(error)
+            return result
+        self._variants[key] = variant
+        return result
+
+
+def _give_up(error: BaseException) -> None:
+    global _failure
+    _failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    logger.warning(
+        "Quantizers run unfused because torch.compile does not work here: training steps take about one and a half"
+        " times as long. The results are the same to rounding. A C++ compiler (g++ or clang) is what it needs on a"
+        f" CPU, Triton on a GPU. The first error was {_failure}"
+    )
+
+
+@contextmanager
+def uncompiled(reason: str = "uncompiled()") -> Any:
+    """Run kernels as plain functions while the context lasts, as where there is no compiler."""
+    global _failure
+    before, _failure = _failure, reason
+    try:
+        yield
+    finally:
+        _failure = before

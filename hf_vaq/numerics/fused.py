@@ -1,0 +1,309 @@
+"""Fake quantization in one pass over memory, and its gradients in another.
+
+The arithmetic is that of `fake_quantize`: the values are equal to the last bit, the gradients up to the order in which
+a sum is taken. What differs is what is kept: nothing but the input itself, from which both quantized values and
+gradients are computed again (there is no second tensor to keep alive, and nothing is approximated).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .compiled import CompiledKernel
+from .groups import ScaleGroups
+from .levels import integer_range
+from .log_scale import LOG_BOUND
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """All that a fake quantizer is besides its tensors.
+
+    Attributes:
+        bits: 2 to 8.
+        groups: which elements share a scale.
+        signed: range of the codes.
+        factor: what multiplies the gradient of scale and offset: "numel" is 1 / sqrt(numel Qp); "l1" follows the
+            magnitude, see `weight_gradient_factor` and `activation_gradient_factor`; "none" computes no such gradient.
+        weight: whether "l1" means that of a weight or that of an activation.
+    """
+
+    bits: int
+    groups: ScaleGroups
+    signed: bool = True
+    factor: str = "none"
+    weight: bool = False
+
+
+def fused_quantize(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor | None,
+    quantization: Quantization,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Fake-quantized values, in shape and memory order of `x`; no gradient is recorded.
+
+    Args:
+        x: values, any shape, in one of `DTYPES`.
+        scale: (groups,), positive.
+        offset: (groups,), or none.
+        quantization: the rest.
+        dtype: type of the result; that of `x` if not given.
+    """
+    layout = _Layout(x, quantization.groups)
+    constants = _constants(quantization, x.numel(), x.device)
+    result = _forward((layout.flat(x), *layout.per_group(scale, offset), constants), (dtype or x.dtype,))
+    return layout.restore(result)
+
+
+def fused_gradients(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor | None,
+    quantization: Quantization,
+    before_gelu: Tensor | None = None,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients by `x`, by the logarithmic scale parameter (see `scale_from_log`) and by the offset.
+
+    Args:
+        grad: gradient of the quantized values, in their shape.
+        x: as for `fused_quantize`; as are the others.
+        scale: (groups,).
+        offset: (groups,), or none.
+        quantization: the rest. With `factor="none"` there are no gradients by scale and offset.
+        before_gelu: if given, `x` is GELU of it, and the first gradient is by it; in the layout of `x`.
+        in_place: whether the first gradient may take the place of `grad`; it does if the types agree.
+
+    Returns:
+        The first in type, shape and memory order of `x`, the others float32, (groups,).
+    """
+    layout = _Layout(x, quantization.groups)
+    constants = _constants(quantization, x.numel(), x.device)
+    grad = layout.flat(grad)
+    in_place = in_place and grad.dtype == x.dtype
+    before_gelu = None if before_gelu is None else layout.flat(before_gelu)
+    grad_x, grad_log_scale, grad_offset = _backward(
+        (grad, layout.flat(x), before_gelu, *layout.per_group(scale, offset), constants),
+        (_rule(quantization), in_place),
+    )
+    return layout.restore(grad if in_place else grad_x), grad_log_scale, grad_offset
+
+
+def fused_quantize_heads(
+    x: Tensor, scale: Tensor, quantization: Quantization, dtype: torch.dtype | None = None
+) -> Tensor:
+    """As `fused_quantize`, without offset, for queries, keys and values: the result is contiguous.
+
+    Args:
+        x: (batch, heads, tokens, head_dim), as a view of (batch, tokens, heads, head_dim); a matrix product wants
+            it the other way round, and quantization moves it on the way.
+        scale: (1,), or (heads,).
+        quantization: the rest; the groups are along dimension 1.
+        dtype: type of the result; that of `x` if not given.
+    """
+    constants = _constants(quantization, x.numel(), x.device)
+    return _heads_forward((x.transpose(1, 2), _per_head(scale), constants), (dtype or x.dtype,))
+
+
+def fused_head_gradients(
+    grad: Tensor, x: Tensor, scale: Tensor, quantization: Quantization
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients for `fused_quantize_heads`, by `x` in its memory order, and by the logarithmic scale parameter."""
+    constants = _constants(quantization, x.numel(), x.device)
+    grad_x, grad_log_scale = _heads_backward(
+        (grad, x.transpose(1, 2), _per_head(scale), constants), (_rule(quantization),)
+    )
+    return grad_x.transpose(1, 2), grad_log_scale
+
+
+def fused_softmax_gradients(
+    grad: Tensor, probabilities: Tensor, scale: Tensor, quantization: Quantization, scaling: float
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients through a fake quantizer of probabilities and the softmax that made them.
+
+    Args:
+        grad: gradient of the quantized probabilities, (batch, heads, tokens, tokens).
+        probabilities: before quantization, likewise.
+        scale: (1,), or (heads,).
+        quantization: the rest; the groups are along dimension 1.
+        scaling: factor on the first of the two results.
+
+    Returns:
+        Gradients by the scores, in the place of `grad` if that is contiguous, and by the logarithmic scale parameter.
+    """
+    constants = _constants(quantization, probabilities.numel(), probabilities.device, scaling)
+    grad = grad.contiguous()
+    grad_log_scale = _softmax_backward((grad, probabilities, _per_head(scale), constants), (_rule(quantization),))
+    return grad, grad_log_scale
+
+
+def _per_head(scale: Tensor) -> Tensor:
+    return scale.reshape(()) if scale.numel() == 1 else scale.view(-1, 1)
+
+
+def _rule(quantization: Quantization) -> str:
+    if quantization.factor != "l1":
+        return quantization.factor
+    if quantization.weight:
+        return "l1 of the group"
+    return "numel" if quantization.groups.count == 1 else "mean l1 of the groups"
+
+
+@lru_cache(maxsize=1024)
+def _constants(quantization: Quantization, numel: int, device: torch.device, scaling: float = 1.0) -> Tensor:
+    """Limits, the gradient factor as far as it is a constant, number of groups, and `scaling`, as a tensor.
+
+    As numbers they would be compiled into the kernel, one for each of them.
+    """
+    qn, qp = integer_range(quantization.bits, quantization.signed)
+    count = quantization.groups.count
+    factor = (numel / count * qp) ** -0.5
+    if quantization.factor == "l1" and not quantization.weight and count == 1:
+        factor = 1 / (numel**0.5 * qp)
+    # Made outside of inference mode even when first asked for inside: it may be used in training later.
+    with torch.inference_mode(False):
+        return torch.tensor([qn, qp, factor, count, scaling], dtype=torch.float32, device=device)
+
+
+class _Layout:
+    """How a tensor lies in memory, seen as (n,), (groups, n) or (m, groups, n)."""
+
+    def __init__(self, x: Tensor, groups: ScaleGroups):
+        self.order: list[int] | None = None
+        if not x.is_contiguous():
+            order = sorted(range(x.dim()), key=lambda dimension: -x.stride(dimension))
+            if x.permute(order).is_contiguous():
+                self.order = order
+        self.sizes = list(x.shape) if self.order is None else [x.shape[i] for i in self.order]
+        self.groups = groups
+        if groups.count == 1:
+            self.shape: tuple[int, ...] = (x.numel(),)
+        else:
+            dimension = groups.dim % x.dim()
+            position = dimension if self.order is None else self.order.index(dimension)
+            outer = prod(self.sizes[:position])
+            inner = x.numel() // (outer * groups.count)
+            self.shape = (groups.count, inner) if outer == 1 else (outer, groups.count, inner)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """A view of `x` in this layout; a copy if it lies in memory otherwise."""
+        x = x.detach()
+        return (x if self.order is None else x.permute(self.order)).reshape(self.shape).contiguous()
+
+    def restore(self, flat: Tensor) -> Tensor:
+        """A view of what `flat` returned, in the shape of the tensor."""
+        x = flat.view(self.sizes)
+        return x if self.order is None else x.permute([self.order.index(i) for i in range(len(self.order))])
+
+    def per_group(self, scale: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Scale and offset in a shape that broadcasts."""
+        shape = () if self.groups.count == 1 else (self.groups.count, 1)
+        return scale.detach().reshape(shape), None if offset is None else offset.detach().reshape(shape)
+
+
+# The kernels. All arithmetic is in float32; limits and factors come as a tensor, see `_constants`.
+
+
+def _normalized(x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    x = x.to(torch.float32)
+    return x / scale if offset is None else (x - offset) / scale
+
+
+def _quantized(x: Tensor, scale: Tensor, offset: Tensor | None, constants: Tensor) -> Tensor:
+    codes = torch.clamp(_normalized(x, scale, offset), constants[0], constants[1]).round()
+    return codes * scale if offset is None else codes * scale + offset
+
+
+def _slopes(x: Tensor, scale: Tensor, offset: Tensor | None, constants: Tensor) -> tuple[Tensor, Tensor]:
+    """Where values are inside the range, and the derivative of the quantized value by the scale."""
+    v = _normalized(x, scale, offset)
+    inside = (v > constants[0]) & (v < constants[1])
+    return inside, torch.clamp(v, constants[0], constants[1]).round() - torch.where(inside, v, 0.0)
+
+
+def _chain(grad_scale: Tensor, x: Tensor, scale: Tensor, constants: Tensor, rule: str, dims: list[int]) -> Tensor:
+    """From the sum over the slopes to the gradient of the logarithmic parameter, (groups,)."""
+    grad_scale = grad_scale * _factor(x, constants, rule, dims)
+    position = scale.reshape(grad_scale.shape).log() / LOG_BOUND  # = tanh(l / B)
+    return grad_scale * scale.reshape(grad_scale.shape) * (1 - position * position)
+
+
+def _factor(x: Tensor, constants: Tensor, rule: str, dims: list[int]) -> Tensor:
+    if rule == "numel":
+        return constants[2]
+    l1_norm = x.to(torch.float32).abs()
+    l1_norm = l1_norm.sum(dims).reshape(-1) if rule == "l1 of the group" else l1_norm.sum() / constants[3]
+    return (l1_norm * constants[1]).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
+
+
+def _forward_function(x, scale, offset, constants, dtype):
+    return _quantized(x, scale, offset, constants).to(dtype)
+
+
+def _backward_function(gradient, x, before_gelu, scale, offset, constants, rule, in_place):
+    inside, slope = _slopes(x, scale, offset, constants)
+    grad = gradient.to(torch.float32)
+    grad_scale = grad_offset = None
+    if rule != "none":
+        dims = [0, 2] if x.dim() == 3 else [x.dim() - 1]
+        grad_scale = _chain((slope * grad).sum(dims).reshape(-1), x, scale, constants, rule, dims)
+        if offset is not None:
+            clipped = torch.where(inside, 0.0, grad).sum(dims).reshape(-1)
+            grad_offset = clipped * _factor(x, constants, rule, dims)
+    grad_x = torch.where(inside, grad, 0.0)
+    if before_gelu is not None:
+        grad_x = grad_x * _gelu_slope(before_gelu.to(torch.float32))
+    if in_place:
+        gradient.copy_(grad_x)
+        return None, grad_scale, grad_offset
+    return grad_x.to(x.dtype), grad_scale, grad_offset
+
+
+def _gelu_slope(x: Tensor) -> Tensor:
+    """Derivative of x Phi(x): Phi(x) + x phi(x)."""
+    return 0.5 * (1 + torch.erf(x * 0.5**0.5)) + x * torch.exp(-0.5 * x * x) * (2 * math.pi) ** -0.5
+
+
+def _heads_forward_function(x, scale, constants, dtype):
+    return _quantized(x, scale, None, constants).to(dtype).transpose(1, 2).contiguous()
+
+
+def _heads_backward_function(grad, x, scale, constants, rule):
+    inside, slope = _slopes(x, scale, None, constants)
+    grad = grad.transpose(1, 2).to(torch.float32)
+    grad_x = torch.where(inside, grad, 0.0).to(x.dtype)
+    if rule == "none":
+        return grad_x, None
+    dims = [0, 1, 2, 3] if scale.dim() == 0 else [0, 1, 3]
+    return grad_x, _chain((slope * grad).sum(dims).reshape(-1), x, scale, constants, rule, dims)
+
+
+def _softmax_backward_function(gradient, probabilities, scale, constants, rule):
+    scale = scale if scale.dim() == 0 else scale.unsqueeze(1)
+    inside, slope = _slopes(probabilities, scale, None, constants)
+    grad, p = gradient.to(torch.float32), probabilities.to(torch.float32)
+    grad_p = torch.where(inside, grad, 0.0)
+    dims = [0, 1, 2, 3] if scale.dim() == 0 else [0, 2, 3]
+    grad_log_scale = None
+    if rule != "none":
+        grad_log_scale = _chain((slope * grad).sum(dims).reshape(-1), p, scale, constants, rule, dims)
+    gradient.copy_((grad_p - (grad_p * p).sum(-1, keepdim=True)) * p * constants[4])
+    return grad_log_scale
+
+
+_forward = CompiledKernel(_forward_function)
+_backward = CompiledKernel(_backward_function)
+_heads_forward = CompiledKernel(_heads_forward_function)
+_heads_backward = CompiledKernel(_heads_backward_function)
+_softmax_backward = CompiledKernel(_softmax_backward_function)
