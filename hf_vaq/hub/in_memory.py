@@ -76,7 +76,13 @@ def push_model(
         base_model: Hub id of the full-precision start, where the trainer does not know it.
         datasets: Hub ids of the training data.
         tags: beside those that every card has.
-        private, token, revision, create_pr, commit_message, commit_description, max_shard_size: as in transformers.
+        private: as in `transformers.PreTrainedModel.push_to_hub`.
+        token: as in `transformers.PreTrainedModel.push_to_hub`.
+        revision: as in `transformers.PreTrainedModel.push_to_hub`.
+        create_pr: as in `transformers.PreTrainedModel.push_to_hub`.
+        commit_message: as in `transformers.PreTrainedModel.push_to_hub`.
+        commit_description: as in `transformers.PreTrainedModel.push_to_hub`.
+        max_shard_size: as in `transformers.PreTrainedModel.push_to_hub`.
         overwrite: publish where something else lies, too.
 
     Raises:
