@@ -1,7 +1,8 @@
 """Hook of the documentation build: parts of pages that the program says about itself.
 
-A comment in a page, `<!-- fields: NAME -->` or `<!-- help: COMMAND -->`, is replaced by the table of the fields of a
-recipe's section, or by what the command prints with `--help`. On a git host, which does not run this, it is invisible.
+A comment in a page, `<!-- fields: NAME -->`, is replaced by the table of the fields of a recipe's section; another,
+`<!-- commands -->`, by what every command prints with `--help`. On a git host, which does not run this, they are
+invisible.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ import argparse
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
-MARK = re.compile(r"^<!-- (fields|help): ([\w -]+) -->$", re.MULTILINE)
+FIELDS = re.compile(r"^<!-- fields: (\w+) -->$", re.MULTILINE)
+COMMANDS = "<!-- commands -->"
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put the generated parts into a page."""
-    return MARK.sub(lambda mark: {"fields": field_table, "help": command_help}[mark[1]](mark[2]), markdown)
+    if COMMANDS in markdown:
+        markdown = markdown.replace(COMMANDS, "\n\n".join(describe_commands()))
+    return FIELDS.sub(lambda mark: field_table(mark[1]), markdown)
 
 
 def field_table(section: str) -> str:
@@ -39,16 +44,22 @@ def field_table(section: str) -> str:
     return "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
 
 
-def command_help(command: str) -> str:
-    """What `hf-vaq COMMAND --help` prints, in a block of code."""
+def describe_commands() -> Iterator[str]:
+    """A heading for every command, and what it prints with `--help` in a block of code."""
     os.environ["COLUMNS"] = "88"  # argparse wraps at the width of the terminal
     from hf_vaq.cli import build_parser
 
-    parser = build_parser()
-    for word in command.split():
-        (subparsers,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-        parser = subparsers.choices[word]
-    return f"```text\n{parser.format_help().strip()}\n```"
+    yield from _describe(build_parser())
+
+
+def _describe(parser: argparse.ArgumentParser) -> Iterator[str]:
+    subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not subparsers:
+        yield f"## {parser.prog}"
+        yield f"```text\n{parser.format_help().strip()}\n```"
+    for action in subparsers:
+        for command in action.choices.values():
+            yield from _describe(command)
 
 
 def _fields(section: type) -> tuple[dataclasses.Field[Any], ...]:
