@@ -36,6 +36,21 @@ class BootstrapSettings:
         return Interval(round(100 * low, _DIGITS), round(100 * high, _DIGITS))
 
 
+def describe_form(model: torch.nn.Module) -> str:
+    """Return "full precision", or bits and form of a quantized model: "W2A2, training form", "W2A2, packed"."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return "full precision"
+    form = "packed" if getattr(config, "packed", False) else "training form"
+    bits = getattr(config, "weight_bits", None), getattr(config, "activation_bits", None)
+    return f"{bits_name(*bits)}, {form}"
+
+
+def describe_execution(model: torch.nn.Module) -> str:
+    """Return how a model computes: what a packed model says itself, otherwise its type, such as "float32"."""
+    return str(getattr(model, "execution", None) or str(model.dtype).removeprefix("torch."))
+
+
 @dataclass(frozen=True)
 class EvaluatedModel:
     """One model of an evaluation.
@@ -59,14 +74,8 @@ class EvaluatedModel:
     @classmethod
     def of(cls, name: str, model: torch.nn.Module, size_bytes: int, result: EvaluationResult) -> EvaluatedModel:
         """Describe a model that was evaluated."""
-        config = getattr(model.config, "quantization_config", None)
-        form = "full precision"
-        if config is not None:
-            packed = "packed" if getattr(config, "packed", False) else "training form"
-            bits = (getattr(config, "weight_bits", None), getattr(config, "activation_bits", None))
-            form = f"{bits_name(*bits)}, {packed}"
-        execution = getattr(model, "execution", None) or str(model.dtype).removeprefix("torch.")
-        return cls(name, getattr(model.config, "_commit_hash", None), form, str(execution), size_bytes, result)
+        revision = getattr(model.config, "_commit_hash", None)
+        return cls(name, revision, describe_form(model), describe_execution(model), size_bytes, result)
 
     def hits(self, k: int) -> np.ndarray:
         """Return 1 for every image whose true class is among the first k, otherwise 0; (images,), int8."""
