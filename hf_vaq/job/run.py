@@ -168,7 +168,7 @@ class _Run:
         model = AutoModelForImageClassification.from_config(self.config)
         trainer = self._trainer(model, arguments, teacher=None)
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir) if self.resume else None)
-        self._save(trainer.model, folder)
+        self._save(trainer.full_model(), folder)
 
     def _train_quantized(self, start: str | Path) -> PreTrainedModel:
         """Quantize, calibrate, train and save the training form."""
@@ -190,9 +190,10 @@ class _Run:
             self.report("calibrating the activations on training images")
             trainer = self._trainer(model, arguments, teacher=None)
             trainer.calibrate()
-        self._save(trainer.model, self.folder / output.TRAINED)
+        model = trainer.full_model()
+        self._save(model, self.folder / output.TRAINED)
         on_main_process(lambda: output.write_json(self.folder / output.TRAINING_LOG, trainer.state.log_history))
-        return trainer.model
+        return model
 
     def _teacher(self, start: str | Path) -> str | None:
         teacher = self.recipe.model.teacher

@@ -6,6 +6,8 @@ import difflib
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+LAUNCH_FILES = "accelerate"
+"""Folder beside those of the recipes with launch files of accelerate, which are YAML as well."""
 
 
 def recipes_folder() -> Path:
@@ -17,7 +19,8 @@ def recipes_folder() -> Path:
 def shipped_recipes() -> dict[str, Path]:
     """Return the shipped recipes by short name, such as "digits/vit_w2a2", in alphabetical order."""
     root = recipes_folder()
-    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob("**/*.yaml"))}
+    files = sorted(path for path in root.glob("**/*.yaml") if path.parent.name != LAUNCH_FILES)
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in files}
 
 
 def find_recipe(name: str | Path) -> Path:

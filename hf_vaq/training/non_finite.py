@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .sharding import agreed, is_sharded, local_part
+
 
 class NonFiniteError(FloatingPointError):
     """Loss, gradients or weights became NaN or infinite. Raised before the optimizer step, and before saving."""
@@ -42,8 +44,12 @@ def first_non_finite_module(model: nn.Module, inputs: Mapping[str, Any]) -> str 
 
 
 def first_non_finite_tensor(model: nn.Module) -> str | None:
-    """Name of the first parameter or buffer of `model` with a NaN or infinite value, with the number of them."""
+    """Name of the first parameter or buffer of `model` with a NaN or infinite value, with the number of them.
+
+    Of a sharded model only the slices of this process are looked at.
+    """
     for name, tensor in model.state_dict().items():
+        tensor = local_part(tensor)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return f"{name!r} ({int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values)"
     return None
@@ -55,16 +61,22 @@ def check_gradients(model: nn.Module, step: int) -> None:
     Raises:
         NonFiniteError: naming the first parameter and `step`.
     """
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    # One number to look at, so that a GPU is waited for once.
-    if not gradients or torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values()))):
+    where = agreed(_non_finite_gradient(model), model)
+    if where is None:
         return
-    first = next((name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()), None)
-    where = "their norm overflows" if first is None else f"first that of {first!r}"
     raise NonFiniteError(
         f"gradients are not finite at step {step}: {where}. Training stops before this step changes the model; the"
         " newest checkpoint is good. A lower learning rate or a smaller max_grad_norm may help."
     )
+
+
+def _non_finite_gradient(model: nn.Module) -> str | None:
+    gradients = {name: local_part(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    # One number to look at, so that a GPU is waited for once.
+    if not gradients or torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values()))):
+        return None
+    first = next((name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()), None)
+    return "their norm overflows" if first is None else f"first that of {first!r}"
 
 
 def describe_non_finite_loss(
@@ -85,6 +97,9 @@ def describe_non_finite_loss(
         where = "the images of the batch (pixel_values) hold NaN or infinite values"
     elif teacher_logits is not None and not torch.isfinite(teacher_logits).all():
         where = "the logits of the teacher are not finite"
+    elif is_sharded(model):
+        # The other processes would have to run it as well, and their losses may be finite.
+        where = "the images and the teacher are finite"
     else:
         module = first_non_finite_module(model, inputs)
         where = "all modules have finite outputs" if module is None else f"first at the output of module {module}"

@@ -19,6 +19,7 @@ from ..nn import weight_quantized_modules
 from ..numerics.levels import integer_range
 from ..version import __version__
 from .oscillation import OscillationTracker
+from .sharding import unsharded
 
 RECORD_FOLDER = "oscillation"
 """Folder in a run's output folder, and in every checkpoint, that holds the record."""
@@ -80,27 +81,25 @@ class OscillationRecorder(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Start the record with the state before the first step, or go on with that of the checkpoint."""
-        if not state.is_world_process_zero:
-            return
         if not self._loaded:
-            self._tables = {name: [] for name in TABLES}
-            self._metadata = _metadata(model, self.tracker, args.bin_regularization, state.max_steps)
-            self._chosen = _choose_weights(model)
-            self._add_state(model, state.global_step, histogram=True)
-            self._add_trajectories(model, state.global_step)
+            with unsharded(model):
+                self._start(args, state, model)
         self._metadata["steps"] = state.max_steps
         self._loaded = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Record, if it is time, the state after the step `state.global_step`."""
-        if not state.is_world_process_zero or not self._chosen:
-            return
         step, last = state.global_step, state.max_steps
         histogram = _is_due(step, last, HISTOGRAM_POINTS)
-        if histogram or _is_due(step, last, SHARE_POINTS):
-            self._add_state(model, step, histogram)
-        if last // 2 < step <= last // 2 + TRAJECTORY_WINDOW or _is_due(step, last, TRAJECTORY_POINTS):
-            self._add_trajectories(model, step)
+        shares = histogram or _is_due(step, last, SHARE_POINTS)
+        trajectories = last // 2 < step <= last // 2 + TRAJECTORY_WINDOW or _is_due(step, last, TRAJECTORY_POINTS)
+        if (not shares and not trajectories) or next(weight_quantized_modules(model), None) is None:
+            return
+        with unsharded(model):
+            if state.is_world_process_zero and shares:
+                self._add_state(model, step, histogram)
+            if state.is_world_process_zero and trajectories:
+                self._add_trajectories(model, step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the record into the run's output folder."""
@@ -137,6 +136,15 @@ class OscillationRecorder(TrainerCallback):
             chosen.setdefault(module, {})[weight] = None
         self._chosen = {module: torch.tensor(list(indices)) for module, indices in chosen.items()}
         self._loaded = True
+
+    def _start(self, args: Any, state: Any, model: nn.Module) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._tables = {name: [] for name in TABLES}
+        self._metadata = _metadata(model, self.tracker, args.bin_regularization, state.max_steps)
+        self._chosen = _choose_weights(model)
+        self._add_state(model, state.global_step, histogram=True)
+        self._add_trajectories(model, state.global_step)
 
     def _add(self, name: str, **columns: Any) -> None:
         schema = pa.schema(list(TABLES[name].items()))

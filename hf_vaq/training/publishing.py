@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
@@ -19,8 +20,8 @@ CARD_FIELDS = {"license": "license", "tags": "tags", "finetuned_from": "base_mod
 """Arguments of the base class's `push_to_hub` that a card of ours has a place for, and what they are there."""
 
 
-class PublishesPackedModels:
-    """Mixed into a trainer: a quantized model is published packed, with image processor and card, in one commit.
+class PublishesPackedModels(Trainer):
+    """The part of `VaqTrainer` that publishes: a quantized model packed, with image processor and card, in one commit.
 
     `hub_strategy` means what it means in transformers: "end" publishes when `push_to_hub` is called; "every_save"
     publishes at each checkpoint as well; "checkpoint" and "all_checkpoints" put the checkpoint into the same commit.
@@ -111,15 +112,12 @@ class PublishesPackedModels:
         from ..hub.publishing import check_target
         from ..packing import pack
 
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "the parameters are spread over the processes (FSDP or DeepSpeed), so the trainer cannot pack them:"
-                " save_model(), and then 'hf-vaq push FOLDER REPO_ID', which packs."
-            )
+        # On every process: FSDP2 leaves each of them a part of the weights.
+        model = self.full_model()
         if not self.is_world_process_zero():
             return None
-        record_run(self.model, self.args, self.state, self.teacher_name, self.processing_class)
-        packed = pack(self.model)
+        record_run(model, self.args, self.state, self.teacher_name, self.processing_class)
+        packed = pack(model)
 
         def publish() -> Any:
             checked = check_target(self._hub_target(**options))

@@ -68,6 +68,13 @@ def run_record_of(model: nn.Module) -> RunRecord | None:
     return getattr(model, _ATTRIBUTE, None)
 
 
+def hand_on_run_record(source: nn.Module, target: nn.Module) -> None:
+    """Leave the record on `source`, if there is one, on `target` too."""
+    record = run_record_of(source)
+    if record is not None:
+        setattr(target, _ATTRIBUTE, record)
+
+
 def _changed(args: Any) -> dict[str, Any]:
     """Plain values of the arguments that decide the result and were changed, the seed and length in any case."""
     always = ("seed", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "bin_regularization")

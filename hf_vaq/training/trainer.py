@@ -32,13 +32,23 @@ from .publishing import PublishesPackedModels
 from .regularization import cosine_ramp, model_bin_regularizer
 from .run_record import RunRecorder, name_of_teacher
 from .seeding import EpochSetter, SeededDataset, seeded
+from .sharding import (
+    UnshardedTracking,
+    add_regularizer_gradient,
+    agreed,
+    check_parallelism,
+    gathered_model,
+    is_sharded,
+    prepare_sharding,
+    unsharded,
+)
 from .stored_labels import build_soft_label_dataset
 from .teacher import build_teacher
 
 logger = logging.get_logger(__name__)
 
 
-class VaqTrainer(PublishesPackedModels, CompleteCheckpoints):
+class VaqTrainer(CompleteCheckpoints, PublishesPackedModels):
     """Trains an image classifier, quantized or not, with distillation and the variation-aware bin regularizer.
 
     The loss is (1 - w) * soft cross-entropy with the teacher + w * cross-entropy with the labels, w being
@@ -111,6 +121,7 @@ class VaqTrainer(PublishesPackedModels, CompleteCheckpoints):
         if soft_labels is not None and teacher is not None:
             raise ValueError("teacher and soft_labels exclude each other: stored labels replace the teacher.")
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        check_parallelism(self.accelerator)
         if args.label_names is None:
             # Not every model has labels in its signature (DeiT with its distillation head has none).
             self.label_names = ["labels"]
@@ -132,13 +143,14 @@ class VaqTrainer(PublishesPackedModels, CompleteCheckpoints):
         self.tracker = OscillationTracker(args.oscillation_momentum, args.oscillation_threshold)
         self.recorder = OscillationRecorder(self.tracker)
         if args.oscillation_tracking:
-            self.add_callback(self.tracker)
+            self.add_callback(UnshardedTracking(self.tracker))
             self.add_callback(self.recorder)
         self.add_callback(RunRecorder(self.teacher_name))
         self._epoch_setter = EpochSetter()
         self.add_callback(self._epoch_setter)
         self._means = RunningMeans()
         self._lambda = 0.0
+        self._regularizer_is_due = False
 
     # Before training
 
@@ -196,6 +208,8 @@ class VaqTrainer(PublishesPackedModels, CompleteCheckpoints):
             if self.args.oscillation_tracking:
                 self.tracker.start(self.model)
         self._means.reset()
+        if self.is_fsdp_enabled:
+            prepare_sharding(self.accelerator, self.model)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def calibrate(self) -> None:
@@ -310,6 +324,9 @@ class VaqTrainer(PublishesPackedModels, CompleteCheckpoints):
         # It depends on the weights only, so one batch of those accumulated to a step bears it for all of them.
         if self._lambda == 0 or not self.accelerator.sync_gradients:
             return 0.0
+        if is_sharded(self.model):
+            self._regularizer_is_due = True
+            return 0.0
         regularizer = model_bin_regularizer(self.model)
         terms["bin_regularizer"] = regularizer.detach()
         return self._lambda * getattr(self, "current_gradient_accumulation_steps", 1) * regularizer
@@ -320,6 +337,18 @@ class VaqTrainer(PublishesPackedModels, CompleteCheckpoints):
         return loss, logits[0] if isinstance(logits, tuple) else logits, labels
 
     # During training
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """As in the base class; the regularizer of a sharded model joins after the backward pass."""
+        self._regularizer_is_due = False
+        loss = super().training_step(model, *args, **kwargs)
+        if self._regularizer_is_due:
+            scaler = self.accelerator.scaler
+            factor = self._lambda if scaler is None else self._lambda * scaler.get_scale()
+            regularizer = add_regularizer_gradient(self.model, factor)
+            self._means.add({"bin_regularizer": regularizer})
+            loss = loss + self._lambda * regularizer
+        return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         self._check_gradients(model)
@@ -342,7 +371,7 @@ class VaqTrainer(PublishesPackedModels, CompleteCheckpoints):
             logs.update(self._means.collect(self.accelerator))
             if next(weight_quantized_modules(self.model), None) is not None:
                 if "bin_regularizer" not in logs:
-                    with torch.no_grad():
+                    with torch.no_grad(), unsharded(self.model):
                         logs["bin_regularizer"] = model_bin_regularizer(self.model).item()
                 logs["lambda"] = self._lambda
                 if self.args.oscillation_tracking:
@@ -356,13 +385,36 @@ class VaqTrainer(PublishesPackedModels, CompleteCheckpoints):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        bad = first_non_finite_tensor(self.model)
+        bad = agreed(first_non_finite_tensor(self.model), self.model)
         if bad is not None:
             raise NonFiniteError(
                 f"after step {self.state.global_step} the model is not finite, first: {bad}. It is not saved; the"
                 " newest checkpoint is good."
             )
         super()._save_checkpoint(model, trial)
+
+    def full_model(self) -> PreTrainedModel | None:
+        """The model as one process alone would have it: to pack, save, push or evaluate it.
+
+        Every process has to call this. Where FSDP2 has sharded the model, the main process gets a copy with the whole
+        weights and the others None; otherwise every process gets the model itself.
+        """
+        if is_sharded(self.model):
+            return gathered_model(self.model, keep=self.accelerator.is_main_process)
+        return self.accelerator.unwrap_model(self.model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in the base class, also where FSDP2 has sharded the model: always the whole model, of which one file."""
+        if not is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        model, self.model = self.model, gathered_model(self.model, keep=self.args.should_save)
+        try:
+            self._save(output_dir)
+        finally:
+            self.model = model
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -373,7 +425,8 @@ class VaqTrainer(PublishesPackedModels, CompleteCheckpoints):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.args.oscillation_tracking and checkpoint is not None:
-            self.tracker.load(checkpoint, self.model)
+            with unsharded(self.model):
+                self.tracker.load(checkpoint, self.model)
             self.recorder.load(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

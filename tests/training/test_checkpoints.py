@@ -14,6 +14,7 @@ from training_helpers import Images, arguments, states_equal, tiny_quantized_vit
 
 from hf_vaq.training import CheckpointError, VaqTrainer
 from hf_vaq.training.checkpoints import last_complete_checkpoint, missing_part, remove_old_checkpoints
+from hf_vaq.training.publishing import PublishesPackedModels
 
 
 def trainer(folder, **fields):
@@ -172,12 +173,12 @@ def test_the_best_checkpoint_is_known_by_its_final_name(tmp_path):
 def test_a_push_begins_when_the_checkpoint_has_its_name(tmp_path, monkeypatch):
     pushed = []
     monkeypatch.setattr(
-        "transformers.Trainer._push_from_checkpoint",
+        PublishesPackedModels,
+        "_push_from_checkpoint",
         lambda self, folder: pushed.append((Path(folder).name, missing_part(folder))),
     )
-    monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda self, **kwargs: None)
-    pushing = trainer(tmp_path, max_steps=2, push_to_hub=True)
-    pushing.train()
+    monkeypatch.setattr(PublishesPackedModels, "init_hf_repo", lambda self, **kwargs: None)
+    trainer(tmp_path, max_steps=2, push_to_hub=True).train()
     assert pushed == [("checkpoint-1", None), ("checkpoint-2", None)]
 
 
