@@ -10,6 +10,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from document_helpers import DOCUMENTS, ROOT, code_blocks, prose, shell_commands, text_of
 from helpers import save_pictures
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from hf_vaq.cli import COMMANDS, build_parser, main
 from hf_vaq.recipe import load_recipe
@@ -39,7 +40,7 @@ SMALL = {
 def check_hf_vaq(words: list[str]) -> None:
     arguments, rest = build_parser().parse_known_args(words)
     if arguments.command in ("train", "label"):
-        if arguments.recipe == "mine.yaml":  # what `hf-vaq recipes --copy` makes on the page before
+        if arguments.recipe in ("mine.yaml", "RECIPE"):  # what `hf-vaq recipes --copy` makes; any recipe
             arguments.recipe = "digits/vit_w2a2"
         load_recipe(arguments.recipe, [*rest, "--use_cpu"])
     else:
@@ -56,6 +57,13 @@ def check_accelerate(words: list[str]) -> None:
     check_hf_vaq(arguments.training_script_args)
     if arguments.config_file is not None:
         assert Path(arguments.config_file).is_file()
+
+
+def check_torchrun(words: list[str]) -> None:
+    arguments = torchrun_parser().parse_args(words)
+    assert arguments.module
+    assert arguments.training_script == "hf_vaq"
+    check_hf_vaq(arguments.training_script_args)
 
 
 def check_python(words: list[str]) -> None:
@@ -92,6 +100,7 @@ def check_pre_commit(words: list[str]) -> None:
 CHECKS = {
     "hf-vaq": check_hf_vaq,
     "accelerate": check_accelerate,
+    "torchrun": check_torchrun,
     "python": check_python,
     "python3": check_python,
     "pip": check_pip,
@@ -119,7 +128,7 @@ def test_command_in_a_document_is_accepted(words, pytestconfig, monkeypatch):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_named_in_running_text_exist(document):
-    for command in re.findall(r"`hf-vaq (\w+)", prose(document)):
+    for command in re.findall(r"`hf-vaq ([a-z]+)", prose(document)):
         assert command in COMMANDS
 
 
