@@ -45,22 +45,26 @@ def stand_ins(tmp_path, monkeypatch):
     Image.new("RGB", (20, 24), "red").save(picture)
 
     for loader in (AutoModelForImageClassification, AutoImageProcessor):
-        monkeypatch.setattr(loader, "from_pretrained", _redirected(loader.from_pretrained, start))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, split=None, **kwargs: _data_set(split))
+        monkeypatch.setattr(loader, "from_pretrained", _redirected(loader.from_pretrained, start, packed))
+    monkeypatch.setattr(datasets, "load_dataset", _data_set)
     (work / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(work)
 
 
-def _redirected(from_pretrained, start: Path):
+def _redirected(from_pretrained, start: Path, packed: Path):
     def load(name, *args, **kwargs):
-        return from_pretrained(name if Path(name).is_dir() else start, *args, **kwargs)
+        stand_in = packed if re.search(r"packed|w\da\d", str(name)) else start
+        return from_pretrained(name if Path(name).is_dir() else stand_in, *args, **kwargs)
 
     return load
 
 
-def _data_set(split: str | None) -> datasets.DatasetDict | datasets.Dataset:
+def _data_set(*args, split: str | None = None, streaming: bool = False, **kwargs):
     rows = pictures(LABELS)
-    return rows if split else datasets.DatasetDict(train=rows, validation=rows)
+    if streaming:
+        rows = rows.to_iterable_dataset()
+    splits = datasets.IterableDatasetDict if streaming else datasets.DatasetDict
+    return rows if split else splits(train=rows, validation=rows)
 
 
 def run_session(example) -> None:
