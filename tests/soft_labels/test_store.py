@@ -160,41 +160,6 @@ def test_the_card_says_how_the_labels_were_made(finished):
     assert "{" not in body
 
 
-def test_a_pushed_store_is_complete(finished, tmp_path, monkeypatch):
-    """Against a stand-in of the Hub's client: the network is not for tests."""
-    import shutil
-    from fnmatch import fnmatch
-    from types import SimpleNamespace
-
-    (finished.folder / "notes.txt").write_text("mine")
-    remote = tmp_path / "remote"
-
-    class Api:
-        def __init__(self, token):
-            self.token = token
-
-        def create_repo(self, repo_id, repo_type, private, exist_ok):
-            assert (repo_type, private, exist_ok) == ("dataset", True, True)
-            return SimpleNamespace(repo_id=f"me/{repo_id}")
-
-        def upload_folder(self, repo_id, repo_type, folder_path, allow_patterns, commit_message):
-            assert (repo_id, repo_type) == ("me/labels", "dataset")
-            for name in files_of(folder_path):
-                if any(fnmatch(name, pattern) for pattern in allow_patterns):
-                    (remote / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(folder_path / name, remote / name)
-            return SimpleNamespace(commit_url="https://hub/commit")
-
-    monkeypatch.setattr(store.huggingface_hub, "HfApi", Api)
-    assert finished.push_to_hub("labels", private=True) == "https://hub/commit"
-    monkeypatch.setattr(store.huggingface_hub, "snapshot_download", lambda name, repo_type, revision: str(remote))
-    (finished.folder / "notes.txt").unlink()
-    assert files_of(remote) == files_of(finished.folder)
-    downloaded = SoftLabelStore.load("me/labels")
-    downloaded.verify()
-    assert equal(downloaded[3], finished[3])
-
-
 def test_a_damaged_shard_is_named(copy):
     path = copy / "data" / "labels-00001.arrow"
     content = bytearray(path.read_bytes())
