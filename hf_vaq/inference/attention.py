@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from ..nn import PackedActivationQuantizer
 from ..nn.attention import QUANTIZED_TENSORS
 from ..numerics.levels import integer_range
-from .codes import integer_codes
+from .backends import integer_backend
+from .codes import centered_bytes, from_centered, integer_codes
+from .layers import LinearEngine
+from .native import kernels, ops
 
 BFLOAT16_EXACT = 256
 """Up to this magnitude every integer is a bfloat16 number."""
@@ -19,14 +23,59 @@ BFLOAT16_EXACT = 256
 class AttentionEngine(nn.Module):
     """Computes attention on the codes of queries, keys, values and probabilities.
 
-    Sums of products of codes are exact: in float32 up to 2^24, which no attention reaches (head_dim 2^14 for 8-bit
-    scores), and in bfloat16, several times as fast on CPUs that have it, up to 256, which two-bit codes of 64
-    dimensions keep.
+    On a CPU with AVX-512 VNNI it is one kernel, whose sums are int32 and which hands codes to the output projection.
+    Elsewhere both products are floating-point products of integers. They are exact: in float32 up to 2^24, which no
+    attention reaches, and in bfloat16, several times as fast on CPUs that have it, up to 256, which two-bit codes of
+    64 dimensions keep.
+
+    Args:
+        backend: as of the layers.
     """
 
-    def takes(self, module: nn.Module, query: Tensor, dropout: float) -> bool:
-        """Whether this call can be computed on codes: not with dropout, which changes probabilities after coding."""
-        return dropout == 0.0
+    scales: Tensor | None
+
+    def __init__(self, backend: str | None = None):
+        super().__init__()
+        self.wanted_backend = backend
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was prepared."""
+        self.register_buffer("scales", None, persistent=False)
+        self.ready = self.supported = False
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> AttentionEngine:
+        self.reset()
+        return self
+
+    def takes(self, module: nn.Module) -> bool:
+        """Whether this device computes attention on codes."""
+        if not self.ready:
+            self.prepare(module)
+        return self.supported
+
+    @torch.compiler.disable(reason="kernels are loaded once: use hf_vaq.inference.compile_model")
+    @torch.no_grad()
+    def prepare(self, module: nn.Module) -> None:
+        """Load the kernel and lay out the scales for it."""
+        quantizers = [module.attention_quantizers[name] for name in QUANTIZED_TENSORS]
+        device = quantizers[0].scale.device
+        self.ready = True
+        self.supported = integer_backend(device, self.wanted_backend)[0] is not None
+        if not self.supported or device.type != "cpu" or kernels() is None:
+            return
+        projection = module.o_proj
+        engine = getattr(projection, "engine", None)
+        output = projection.input_quantizer if isinstance(engine, LinearEngine) else None
+        self.coded = output is not None and output.offset is None and engine.prepare(projection)
+        if self.coded:
+            quantizers.append(output)
+        heads = max(quantizer.groups.count for quantizer in quantizers)
+        with torch.inference_mode(False):
+            self.scales = torch.stack([quantizer.scale.float().expand(heads) for quantizer in quantizers])
+        self.heads = heads
+        self.levels = [float(level) for q in quantizers for level in integer_range(q.bits, q.signed)]
+        self.levels += [0.0] * (10 - len(self.levels))
 
     def forward(
         self,
@@ -36,33 +85,58 @@ class AttentionEngine(nn.Module):
         value: Tensor,
         attention_mask: Tensor | None,
         scaling: float | None = None,
+        dropout: float = 0.0,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """See `hf_vaq.nn.attention.quantized_attention`, whose arguments these are."""
-        quantizers = module.attention_quantizers
-        q, k, v = (quantizers[name] for name in ("query", "key", "value"))
-        p = quantizers["probabilities"]
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `hf_vaq.nn.attention.quantized_attention`, whose arguments these are.
+
+        Queries, keys and values may also be centered bytes. The kernel keeps no probabilities: they are None unless
+        they were asked for with `output_attentions`.
+        """
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        dtype = query.dtype
-        products = torch.float32
-        if query.device.type == "cpu" and query.shape[-1] * _largest(q) * _largest(k) <= BFLOAT16_EXACT:
-            products = torch.bfloat16
-        scores = torch.matmul(
-            integer_codes(q, query).to(products), integer_codes(k, key).to(products).transpose(2, 3)
-        ).float()
-        scores = scores * (_per_head(q) * _per_head(k) * scaling)
-        if attention_mask is not None:
-            scores = scores + attention_mask
-        # The float simulation, too, rounds the probabilities to the type of the model before it quantizes them.
-        probabilities = integer_codes(p, nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(dtype))
-        output = torch.matmul(probabilities, integer_codes(v, value)) * (_per_head(p) * _per_head(v))
-        output = output.to(dtype).transpose(1, 2).contiguous()
-        return output, (probabilities * _per_head(p)).to(dtype)
+        dropout = dropout if module.training else 0.0
+        dtype = query.dtype if query.is_floating_point() else module.o_proj.compute_dtype
+        quantizers = [module.attention_quantizers[name] for name in QUANTIZED_TENSORS]
+        if self.scales is None or dropout or _asks_for_probabilities(module, kwargs):
+            return _attend(quantizers, (query, key, value), attention_mask, scaling, dropout, dtype)
+        query, key, value = map(centered_bytes, quantizers, (query, key, value))
+        scales = self.scales if self.heads > 1 else self.scales.expand(-1, query.shape[1]).contiguous()
+        attend = torch.ops.hf_vaq.attention if torch.compiler.is_compiling() else ops.attention
+        mask = None if attention_mask is None else attention_mask.float()
+        output = attend(query, key, value, mask, scales, self.levels, scaling, self.coded)
+        return output if self.coded else output.to(dtype), None
+
+
+def _attend(
+    quantizers: Sequence[PackedActivationQuantizer],
+    tensors: Sequence[Tensor],
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """With operations of PyTorch."""
+    q, k, v, p = quantizers
+    query, key, value = map(from_centered, quantizers, tensors)
+    if query.device.type == "cpu" and query.shape[-1] * _largest(q) * _largest(k) <= BFLOAT16_EXACT:
+        query, key = query.bfloat16(), key.bfloat16()
+    scores = torch.matmul(query, key.transpose(2, 3)).float() * (_per_head(q) * _per_head(k) * scaling)
+    if mask is not None:
+        scores = scores + mask
+    # The float simulation, too, rounds the probabilities to the type of the model before it quantizes them.
+    probabilities = integer_codes(p, nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(dtype))
+    dropped = nn.functional.dropout(probabilities, p=dropout, training=dropout > 0)
+    output = torch.matmul(dropped, value) * (_per_head(p) * _per_head(v))
+    return output.to(dtype).transpose(1, 2).contiguous(), (probabilities * _per_head(p)).to(dtype)
 
 
 def can_be_coded(quantizers: nn.ModuleDict | None) -> bool:
     """Whether all four tensors of an attention have quantizers."""
     return quantizers is not None and all(name in quantizers for name in QUANTIZED_TENSORS)
+
+
+def _asks_for_probabilities(module: nn.Module, arguments: dict[str, Any]) -> bool:
+    return bool(arguments.get("output_attentions", getattr(module.config, "output_attentions", False)))
 
 
 def _largest(quantizer: PackedActivationQuantizer) -> int:

@@ -1,7 +1,8 @@
 """Activation codes as bytes.
 
 A code c of a quantizer with the range Qn..Qp travels as the unsigned byte c - Qn, whatever the bit-width, so zero is
-the byte -Qn (the zero point).
+the byte -Qn (the zero point). Queries, keys and values, which come out of a matrix product, are centered instead: the
+byte c + 128, whose codes may still lie outside Qn..Qp; who reads them clamps them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from torch import Tensor
 from ..nn import PackedActivationQuantizer
 from ..numerics.fake_quantize import quantize_to_codes
 from ..numerics.levels import integer_range
+from .native import kernels, ops
+
+CENTER = 128
+"""The byte of code zero in centered bytes."""
 
 
 def zero_point(quantizer: PackedActivationQuantizer) -> int:
@@ -28,11 +33,27 @@ def integer_codes(quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
 
 def byte_codes(quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
     """Codes of `x` as bytes, uint8; shape of `x`."""
+    if (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and x.dtype is torch.float32
+        and quantizer.groups.count == 1
+        and x.is_contiguous()
+        and kernels() is not None
+    ):
+        offset = None if quantizer.offset is None else float(quantizer.offset)
+        levels = integer_range(quantizer.bits, quantizer.signed)
+        return ops.quantize(x, float(quantizer.scale), offset, *levels)
     return (integer_codes(quantizer, x) + zero_point(quantizer)).to(torch.uint8)
 
 
-def from_bytes(quantizer: PackedActivationQuantizer, codes: Tensor) -> Tensor:
-    """What the bytes stand for, in float32: the values that the float simulation computes with."""
-    x = codes.float().sub_(zero_point(quantizer))
-    x = x * quantizer.groups.expand(quantizer.scale, x.shape)
-    return x if quantizer.offset is None else x + quantizer.groups.expand(quantizer.offset, x.shape)
+def centered_bytes(quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
+    """Codes of `x` as centered bytes; bytes are such already."""
+    return x if x.dtype is torch.uint8 else (integer_codes(quantizer, x) + CENTER).to(torch.uint8)
+
+
+def from_centered(quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
+    """Codes Qn..Qp as float32 numbers, from centered bytes or from the values themselves."""
+    if x.dtype is not torch.uint8:
+        return integer_codes(quantizer, x)
+    return (x.float() - CENTER).clamp(*integer_range(quantizer.bits, quantizer.signed))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..integration.families import SHARED_INPUTS
+from ..integration.families import ACTIVATION_OF, NORM_READERS, SHARED_INPUTS, has_windows
 from ..nn import PackedActivationQuantizer, PackedConv2d, PackedLinear, PackedWeight, QuantConv2d, QuantLinear
 from .attention import AttentionEngine, can_be_coded
 from .backends import BACKENDS, IntegerUnsupportedError, integer_backend
 from .layers import Engine, LinearEngine, PatchEngine, SharedInputEngine, SliceEngine, cuts_patches
+from .producers import CodedActivation, CodedLayerNorm, emit_codes, emit_numbers
 
 logger = logging.get_logger(__name__)
 
 EXECUTIONS = ("auto", "integer", "simulation")
+ATTENTION_INPUTS = ("query", "key", "value")
 _REQUEST = "_vaq_execution"  # on the model: what was asked for
 
 
@@ -90,6 +95,9 @@ def prepare(model: nn.Module) -> None:
         engine = getattr(module, "engine", None)
         if isinstance(engine, Engine):
             engine.prepare(module)
+    for module in model.modules():
+        if getattr(module, "attention_engine", None) is not None:
+            module.attention_engine.prepare(module)
 
 
 def _add_engines(model: nn.Module, backend: str | None, required: bool) -> None:
@@ -97,27 +105,70 @@ def _add_engines(model: nn.Module, backend: str | None, required: bool) -> None:
     shared = {}
     for module in model.modules():
         for projections in _shared_projections(module):
-            module.input_quantizer.engine = SharedInputEngine(projections, **settings)
+            coded = can_be_coded(getattr(module, "attention_quantizers", None))
+            attention = (module,) if coded and len(projections) == len(ATTENTION_INPUTS) else ()
+            module.input_quantizer.engine = SharedInputEngine(projections, attention, **settings)
             total = sum(projection.shape[0] for projection in projections)
             start = 0
             for projection in projections:
                 shared[projection] = SliceEngine(start, start + projection.shape[0], total)
                 start += projection.shape[0]
         if can_be_coded(getattr(module, "attention_quantizers", None)):
-            module.attention_engine = AttentionEngine()
+            module.attention_engine = AttentionEngine(backend)
     for module in list(model.modules()):
         if module in shared:
             module.engine = shared[module]
         elif _has_integer_form(module):
             module.engine = (LinearEngine if isinstance(module, PackedLinear) else PatchEngine)(**settings)
+    for module in list(model.modules()):
+        _add_producers(module)
+
+
+def _add_producers(module: nn.Module) -> None:
+    """Let the norms and activation functions of `module` hand codes to the layers that read them."""
+    for name, readers in NORM_READERS.items():
+        norm = getattr(module, name, None)
+        if type(norm) is not nn.LayerNorm or (readers == ("attention",) and has_windows(module)):
+            continue
+        for reader in readers:
+            owner = _coded_reader(operator.attrgetter(reader), module)
+            if owner is not None:
+                emit_codes(norm, *owner)
+                break
+    for reader, activation in ACTIVATION_OF.items():
+        function, owner = getattr(module, activation, None), _coded_reader(operator.attrgetter(reader), module)
+        if isinstance(function, nn.Module) and owner is not None:
+            setattr(module, activation, CodedActivation(function, owner[0]))
+
+
+def _coded_reader(
+    get: Callable[[nn.Module], nn.Module], module: nn.Module
+) -> tuple[nn.Module, PackedActivationQuantizer] | None:
+    """Who holds the engine that takes codes, where `module` has such a reader, and the quantizer of those codes."""
+    try:
+        reader = get(module)
+    except AttributeError:
+        return None
+    quantizer = getattr(reader, "input_quantizer", None)
+    if not isinstance(quantizer, PackedActivationQuantizer):
+        return None
+    for owner in (reader, quantizer):
+        if isinstance(getattr(owner, "engine", None), Engine):
+            return owner, quantizer
+    return None
 
 
 def _remove_engines(model: nn.Module) -> None:
-    for module in model.modules():
+    for module in list(model.modules()):
         if isinstance(module, PackedWeight | PackedActivationQuantizer):
             module.engine = None
         elif getattr(module, "attention_engine", None) is not None:
             del module.attention_engine
+        elif isinstance(module, CodedLayerNorm):
+            emit_numbers(module)
+        for activation in ACTIVATION_OF.values():
+            if isinstance(getattr(module, activation, None), CodedActivation):
+                setattr(module, activation, getattr(module, activation).function)
 
 
 def _shared_projections(module: nn.Module) -> list[tuple[PackedLinear, ...]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import PackedActivationQuantizer, PackedWeight
-from .codes import zero_point
+from .codes import CENTER, zero_point
 
 INT_MM_ROWS = 17  # what cuBLASLt wants at least of the first operand
 INT_MM_MULTIPLE = 8  # of every size
@@ -22,8 +22,9 @@ frozen = False
 def _qlinear(
     codes: Tensor, zero_point: int, weight: Tensor, scale: Tensor, zeros: Tensor, bias: Tensor, dtype: torch.dtype
 ) -> Tensor:
+    center = CENTER if dtype is torch.uint8 else 0
     return torch.ops.onednn.qlinear_pointwise(
-        codes, 1.0, zero_point, weight, scale, zeros, bias, 1.0, 0, dtype, "none", [], ""
+        codes, 1.0, zero_point, weight, scale, zeros, bias, 1.0, center, dtype, "none", [], ""
     )
 
 
@@ -86,14 +87,25 @@ class IntegerGemm(nn.Module):
         weights: the weights to concatenate.
         quantizer: of the input; its groups may divide the columns.
         backend: "onednn" or "int_mm".
+        output_scale: float32, (outputs,), to get the result as centered bytes of quantizers of these scales
+            (`codes.CENTER`); none for numbers.
     """
 
-    def __init__(self, weights: Sequence[ScaledWeight], quantizer: PackedActivationQuantizer, backend: str):
+    def __init__(
+        self,
+        weights: Sequence[ScaledWeight],
+        quantizer: PackedActivationQuantizer,
+        backend: str,
+        output_scale: Tensor | None = None,
+    ):
         super().__init__()
         codes = torch.cat([weight.codes for weight in weights])
         groups = max(quantizer.groups.count, *(weight.row_scale.shape[1] for weight in weights))
         row_scale = torch.cat([w.row_scale.expand(-1, groups) for w in weights]) * quantizer.scale.float()
         bias = torch.cat([weight.bias for weight in weights])
+        self.coded = output_scale is not None
+        if self.coded:
+            row_scale, bias = row_scale / output_scale[:, None], bias / output_scale
         self.backend = backend
         self.zero_point = zero_point(quantizer)
         self.inputs, self.outputs, self.groups = codes.shape[1], codes.shape[0], groups
@@ -129,26 +141,26 @@ class IntegerGemm(nn.Module):
 
         Args:
             codes: uint8, (..., inputs).
-            dtype: of the result.
+            dtype: of the result, if it is numbers.
 
         Returns:
-            (..., outputs).
+            (..., outputs), numbers or bytes.
         """
         if codes.shape[-1] != self.inputs:
             raise ValueError(f"input has {codes.shape[-1]} features, expected {self.inputs}.")
         multiply = self._onednn if self.backend == "onednn" else self._int_mm
         width = self.inputs // self.groups
         if self.groups == 1:
-            return multiply(0, codes, self.bias, dtype)
+            return multiply(0, codes, self.bias, torch.uint8 if self.coded else dtype)
         # Sums of several products are formed in float32.
         y = multiply(0, codes[..., :width].contiguous(), self.bias, torch.float32)
         for g in range(1, self.groups):
             y = y + multiply(g, codes[..., g * width : (g + 1) * width].contiguous(), self.no_bias, torch.float32)
-        return y.to(dtype)
+        return _center(y) if self.coded else y.to(dtype)
 
     def _onednn(self, g: int, codes: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         # float16 is no output type of oneDNN's kernel.
-        out = dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
+        out = torch.float32 if dtype is torch.float16 else dtype
         weight, scale = getattr(self, f"weight_{g}"), getattr(self, f"scale_{g}")
         if torch.compiler.is_compiling() and not frozen:
             y = torch.ops.hf_vaq.qlinear(codes, self.zero_point, weight, scale, self.weight_zero_points, bias, out)
@@ -165,4 +177,9 @@ class IntegerGemm(nn.Module):
             missing_rows = missing_rows if x.is_cuda else 0
             x = nn.functional.pad(x, (0, weight.shape[1] - columns, 0, missing_rows))
         sums = torch._int_mm(x, weight.t())[:rows, : self.outputs] + getattr(self, f"correction_{g}")
-        return (sums.float() * scale + bias).to(dtype).view(*codes.shape[:-1], self.outputs)
+        y = (sums.float() * scale + bias).view(*codes.shape[:-1], self.outputs)
+        return _center(y) if dtype is torch.uint8 else y.to(dtype)
+
+
+def _center(y: Tensor) -> Tensor:
+    return (y.round() + CENTER).clamp(0, 255).to(torch.uint8)

@@ -89,24 +89,44 @@ class SharedInputEngine(Engine):
     """The quantized input of several projections, and all of them as one product.
 
     What it returns in place of the hidden states are the outputs of the projections side by side, from which each of
-    them then takes its part (`SliceEngine`).
+    them then takes its part (`SliceEngine`): numbers, or centered bytes where an attention engine reads them.
 
     Args:
         projections: the layers, in the order of their outputs.
+        attention: the attention module whose engine reads queries, keys and values, in a tuple; empty if there is
+            none.
         backend: see `Engine`.
         required: see `Engine`.
     """
 
-    def __init__(self, projections: tuple[PackedLinear, ...], backend: str | None = None, required: bool = False):
+    def __init__(
+        self,
+        projections: tuple[PackedLinear, ...],
+        attention: tuple[nn.Module, ...] = (),
+        backend: str | None = None,
+        required: bool = False,
+    ):
         super().__init__(backend, required)
-        self.projections = projections  # in a tuple: they are no submodules of this one
+        # In tuples: they are no submodules of this one.
+        self.projections = projections
+        self.attention = attention
 
     def prepare(self, quantizer: PackedActivationQuantizer) -> bool:
         """Prepare the int8 weights; whether there are any."""
-        return self.is_ready(
-            quantizer.scale.device,
-            lambda backend: IntegerGemm([ScaledWeight.of(p) for p in self.projections], quantizer, backend),
-        )
+        return self.is_ready(quantizer.scale.device, lambda backend: self._build(quantizer, backend))
+
+    def _build(self, quantizer: PackedActivationQuantizer, backend: str) -> IntegerGemm:
+        weights = [ScaledWeight.of(projection) for projection in self.projections]
+        output_scale = None
+        if self.attention:
+            quantizers = [self.attention[0].attention_quantizers[name] for name in ("query", "key", "value")]
+            output_scale = torch.cat(
+                [
+                    reader.scale.float().repeat_interleave(projection.shape[0] // reader.groups.count)
+                    for reader, projection in zip(quantizers, self.projections, strict=True)
+                ]
+            )
+        return IntegerGemm(weights, quantizer, backend, output_scale)
 
     def forward(self, quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
         """(..., in_features) to (..., sum of out_features)."""

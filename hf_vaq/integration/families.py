@@ -14,6 +14,17 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 HEAD_DIMENSION = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
 # The second MLP layer reads GELU's output: bounded below, long above, so unsigned codes with an offset suit it.
 AFTER_GELU = ("fc2",)
+# Layer norms whose output has one reader: that reader, seen from the module that holds the norm. The first of a window
+# attention is not among them, because its output is padded and cut into windows on the way.
+NORM_READERS = {
+    "layernorm_before": ("attention",),
+    "norm1": ("attention",),
+    "layernorm_after": ("mlp.fc1", "mlp"),
+    "norm2": ("mlp.fc1", "mlp"),
+    "norm": ("reduction",),
+}
+# Layers that read an activation function, and what that is called beside them.
+ACTIVATION_OF = {"fc2": "activation_fn"}
 BLOCK_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")
 
 
@@ -34,6 +45,11 @@ def check_supported(model: PreTrainedModel, quantize_attention: bool) -> None:
 def is_attention(module: nn.Module) -> bool:
     """Whether `module` is self-attention in the form that all supported families share."""
     return all(isinstance(getattr(module, name, None), nn.Linear) for name in HEAD_DIMENSION)
+
+
+def has_windows(layer: nn.Module) -> bool:
+    """Whether the attention of a transformer layer works on windows of the image."""
+    return hasattr(layer, "window_size")
 
 
 def is_edge(model: PreTrainedModel, name: str) -> bool:

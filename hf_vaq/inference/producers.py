@@ -1,0 +1,140 @@
+"""Modules whose output is read by one quantized layer only, and which can hand it codes instead of numbers.
+
+Without a compiler a LayerNorm or GELU would write floating-point numbers that the next layer reads only to quantize
+them. One kernel does both. Under `torch.compile` these modules are what they were: the compiler fuses them by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import PackedActivationQuantizer
+from ..numerics.levels import integer_range
+from .codes import byte_codes
+from .layers import Engine
+from .native import kernels, ops
+
+MAX_BREAKPOINTS = 40
+"""More than 5-bit codes have; beyond it comparisons cost more than the function itself."""
+
+
+class CodedLayerNorm(nn.LayerNorm):
+    """A LayerNorm that hands codes to its reader; made from a stock one by `emit_codes`, undone by `emit_numbers`.
+
+    Its `reader` is a pair: the module that holds the quantizer's engine, and the quantizer.
+    """
+
+    reader: tuple[nn.Module, PackedActivationQuantizer]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Byte codes of the normalized `x` if its reader takes them and there is a kernel; else the numbers."""
+        owner, quantizer = self.reader
+        if not _can_emit(x, owner, quantizer) or self.weight is None or self.weight.dtype is not torch.float32:
+            return super().forward(x)
+        levels = integer_range(quantizer.bits, quantizer.signed)
+        return ops.layer_norm_codes(x, self.weight, self.bias, self.eps, float(quantizer.scale), *levels)
+
+
+class CodedActivation(nn.Module):
+    """An activation function that hands codes to the layer that reads it.
+
+    A b-bit quantizer after a scalar function is a staircase of few steps: its breakpoints, found once by bisection of
+    the very function that the simulation computes, say all about it.
+
+    Args:
+        function: the stock activation function.
+        reader: the packed layer that reads it.
+    """
+
+    breakpoints: Tensor | None
+    steps: Tensor | None
+
+    def __init__(self, function: nn.Module, reader: nn.Module):
+        super().__init__()
+        self.function = function
+        self.reader = (reader, reader.input_quantizer)  # in a tuple: no submodules of this one
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the staircase."""
+        self.register_buffer("breakpoints", None, persistent=False)
+        self.register_buffer("steps", None, persistent=False)
+        self.ready, self.start = False, 0
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> CodedActivation:
+        self.reset()
+        return super()._apply(fn, recurse)
+
+    def prepare(self) -> None:
+        """Find the staircase."""
+        self.ready = True
+        with torch.inference_mode(False), torch.no_grad():
+            self.start, breakpoints, steps = staircase(self.function, self.reader[1])
+            if len(breakpoints) <= MAX_BREAKPOINTS:
+                self.breakpoints, self.steps = breakpoints, steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Byte codes of the function of `x` if its reader takes them and there is a kernel; else the numbers."""
+        if not _can_emit(x, *self.reader):
+            return self.function(x)
+        if not self.ready:
+            self.prepare()
+        if self.breakpoints is None:
+            return self.function(x)
+        return ops.step_codes(x, self.start, self.breakpoints, self.steps)
+
+
+def staircase(
+    function: Callable[[Tensor], Tensor], quantizer: PackedActivationQuantizer
+) -> tuple[int, Tensor, Tensor]:
+    """The byte codes of a scalar function as a staircase.
+
+    Args:
+        function: elementwise, constant or linear far from zero (GELU, SiLU, ReLU).
+        quantizer: of its values; one scale.
+
+    Returns:
+        The code far below zero; the float32 breakpoints, ascending: the smallest number of each new step; and by how
+        much the code changes there, int32.
+    """
+
+    def code(x: Tensor) -> Tensor:
+        return byte_codes(quantizer, function(x)).int()
+
+    _, qp = integer_range(quantizer.bits, quantizer.signed)
+    reach = float(qp * quantizer.scale.abs() + (0 if quantizer.offset is None else quantizer.offset.abs()))
+    limit = 16 + 2 * reach  # GELU and SiLU have reached their asymptotes there, to the last bit of a code
+    x = torch.linspace(-limit, limit, 1 << 16, dtype=torch.float32)
+    codes = code(x)
+    change = (codes[1:] != codes[:-1]).nonzero().flatten()
+    low, high = x[change], x[change + 1]
+    before = codes[change]
+    for _ in range(48):
+        middle = low + (high - low) / 2
+        same = code(middle) == before
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+    return int(codes[0]), high, (codes[change + 1] - before).to(torch.int32)
+
+
+def emit_codes(norm: nn.LayerNorm, owner: nn.Module, quantizer: PackedActivationQuantizer) -> None:
+    """Turn a stock LayerNorm into one that hands codes to `quantizer`, in place; its parameters stay."""
+    norm.__class__ = CodedLayerNorm
+    norm.reader = (owner, quantizer)
+
+
+def emit_numbers(norm: CodedLayerNorm) -> None:
+    """Undo `emit_codes`."""
+    norm.__class__ = nn.LayerNorm
+    del norm.reader
+
+
+def _can_emit(x: Tensor, owner: nn.Module, quantizer: PackedActivationQuantizer) -> bool:
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype is not torch.float32:
+        return False
+    engine = owner.engine
+    if not isinstance(engine, Engine) or not x.is_contiguous() or quantizer.groups.count > 1:
+        return False
+    return kernels() is not None and engine.prepare(owner)
