@@ -43,8 +43,8 @@ def quantized_attention(
         Output, (batch, tokens, heads, head_dim), and quantized probabilities, (batch, heads, tokens, tokens).
     """
     engine = getattr(module, "attention_engine", None)
-    if engine is not None and engine.takes(module, query, dropout):
-        return engine(module, query, key, value, attention_mask, scaling, **kwargs)
+    if engine is not None and engine.takes(module):
+        return engine(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     quantizers = getattr(module, "attention_quantizers", None)
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
