@@ -8,14 +8,16 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import analyze, evaluate, label, pack, push, recipes, train
+from . import analyze, benchmark, evaluate, export, label, pack, push, recipes, train
 
 COMMANDS = {
     "train": train,
     "label": label,
     "evaluate": evaluate,
+    "benchmark": benchmark,
     "analyze": analyze,
     "pack": pack,
+    "export": export,
     "push": push,
     "recipes": recipes,
 }
