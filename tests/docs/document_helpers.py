@@ -9,11 +9,10 @@ from sybil import Document
 from sybil.parsers.markdown import CodeBlockParser
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted(
-    path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/**/*.md", "recipes/**/*.md", "benchmarks/**/*.md", "examples/**/*.md")
-    for path in ROOT.glob(pattern)
-)
+FOLDERS = ("*.md", "docs/**/*.md", "recipes/**/*.md", "benchmarks/**/*.md", "examples/**/*.md", "hub_cards/*.md")
+DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for pattern in FOLDERS for path in ROOT.glob(pattern))
+RUN_ELSEWHERE = {"docs/hub.md": "tests/hub/test_hub_document.py"}
+"""Documents whose blocks need more than the stand-ins of `test_document_snippets.py`, and the test that runs them."""
 
 
 def text_of(document: str) -> str:

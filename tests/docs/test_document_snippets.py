@@ -11,7 +11,7 @@ import datasets
 import pytest
 import torch
 import yaml
-from document_helpers import DOCUMENTS, ROOT, code_blocks, languages, parse, text_of
+from document_helpers import DOCUMENTS, ROOT, RUN_ELSEWHERE, code_blocks, languages, parse, text_of
 from helpers import IMAGE_SIZE, build, images, pictures
 from PIL import Image
 from sybil.evaluators.python import PythonEvaluator
@@ -83,7 +83,12 @@ def run_session(example) -> None:
         )
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+def test_documents_that_are_run_elsewhere_are():
+    for document, test in RUN_ELSEWHERE.items():
+        assert Path(document).name in text_of(test)
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name not in RUN_ELSEWHERE])
 def test_blocks_of_a_document_run_one_after_the_other(document, stand_ins):
     page = parse(document, python=PythonEvaluator(), console=run_session)
     page.namespace["__name__"] = "__main__"
