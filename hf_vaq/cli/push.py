@@ -151,7 +151,7 @@ def _target(arguments: argparse.Namespace, repo_type: str):
 
 
 def _table(folder: Path) -> str:
-    from ..job.report import format_table
+    from ..tables import format_table
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     rows = [["file", "size"]]

@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..config import QuantConfig
 from ..integration.quantizer import MISSING_PACKAGE
-from ..job.report import bits_name
+from ..tables import bits_name
 from ..version import __version__
 from . import layout
 from .records import FULL_PRECISION, Accuracy, Speed, Training

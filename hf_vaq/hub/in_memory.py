@@ -14,10 +14,11 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from ..job.output import write_json
 from ..training.run_record import RunRecord, run_record_of
 from . import layout
-from .completing import CardOptions, complete_model_folder
+from .completing import CardOptions, complete_model_folder, read_quantization
 from .errors import HubError
 from .publishing import CheckedTarget, Target, check_target, publish_folder
 from .records import public
+from .staging import ModelSource, copy_records
 
 
 def write_model(
@@ -25,7 +26,8 @@ def write_model(
 ) -> None:
     """Fill `folder` with what is published of a packed model in memory.
 
-    What is known of its training is what `VaqTrainer` left on the model, see `RunRecord`.
+    What is known of its training is what `VaqTrainer` left on the model, see `RunRecord`; of a model that was loaded
+    from a folder and not trained since, what lies beside it there.
 
     Args:
         model: packed.
@@ -45,6 +47,8 @@ def write_model(
         text = yaml.safe_dump(public(content), sort_keys=False, allow_unicode=True)
         (folder / layout.TRAINING).write_text(text, encoding="utf-8")
         write_json(folder / layout.TRAINING_LOG, public(record.log))
+    elif _is_local_model(model.config._name_or_path):
+        copy_records(ModelSource.find(model.config._name_or_path), folder)
     complete_model_folder(folder, options)
 
 
@@ -127,6 +131,15 @@ def push_written(
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
         return publish_folder(Path(folder), checked, extra=extra)
+
+
+def _is_local_model(name: str) -> bool:
+    """Whether a model of this package was loaded from the folder `name`."""
+    try:
+        read_quantization(Path(name))
+    except ValueError:
+        return False
+    return bool(name)
 
 
 def _image_processor(model: PreTrainedModel, record: RunRecord | None, given: Any) -> Any:

@@ -52,10 +52,10 @@ class Speed:
     """One line of a speed measurement.
 
     Attributes:
-        name: what was timed, such as "integer (oneDNN, uint8 x int8), compiled" or "float32".
+        name: what was timed, such as "float32" or "packed, compiled".
         batch_size: images a forward pass.
         milliseconds: median time of a forward pass.
-        speed_up: how many times as fast as the first line of the same batch size; None for that line itself.
+        speed_up: how many times as fast as eager float32; None for that itself.
     """
 
     name: str

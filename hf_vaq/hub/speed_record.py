@@ -18,12 +18,15 @@ class SpeedRecord:
     rows: tuple[Speed, ...]
 
 
+_NAMES = {"eager": "packed, {execution}", "compiled": "packed, compiled", "onnx": "ONNX", "openvino": "OpenVINO"}
+
+
 def read_speed(path: Path) -> SpeedRecord:
     """Read `benchmark.json`.
 
-    It is a mapping with `machine` (what `hf_vaq.machine.machine()` returns) and `rows`, a list of mappings with `name`
-    (what was timed), `batch_size` (images a forward pass), `milliseconds` (median of a forward pass) and `speed_up`
-    (times as fast as the reference; null for the reference itself).
+    It holds `machine` (what `hf_vaq.machine` says), `device`, `threads`, `execution` (how the packed model
+    computes), `quiet` (whether other processes left the machine alone), and `speeds`: by batch size and way to run the
+    model, `latency` in seconds and `speed_up` over eager float32, each with its `median`.
 
     Raises:
         ValueError: it is something else.
@@ -31,14 +34,21 @@ def read_speed(path: Path) -> SpeedRecord:
     content = read_json(path)
     try:
         rows = tuple(
-            Speed(str(row["name"]), int(row["batch_size"]), float(row["milliseconds"]), _number(row.get("speed_up")))
-            for row in content["rows"]
+            Speed(
+                name=_NAMES.get(name, name).format(execution=content["execution"]),
+                batch_size=int(batch_size),
+                milliseconds=1000 * float(speed["latency"]["median"]),
+                speed_up=None if name == "float32" else float(speed["speed_up"]["median"]),
+            )
+            for batch_size, ways in content["speeds"].items()
+            for name, speed in ways.items()
         )
-        return SpeedRecord(describe_machine(content["machine"]), rows)
+        machine = describe_machine(content["machine"] | {"threads": content["threads"]})
+        busy = "" if content["quiet"] else " Other processes kept the processor busy, so these times say little."
+        return SpeedRecord(f"{machine} Medians; compared with eager float32.{busy}", rows)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{path.name} is not what 'hf-vaq benchmark --output' writes: {type(error).__name__}: {error}. Expected"
-            " machine, and rows with name, batch_size, milliseconds and speed_up."
+            f"{path.name} is not what 'hf-vaq benchmark --output' writes: {type(error).__name__}: {error}."
         ) from error
 
 
@@ -49,7 +59,3 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
     counted = "" if machine.get("accelerator") or threads is None else f", {threads} thread{'s'[: threads != 1]}"
     versions = ", ".join(f"{name} {version}" for name, version in machine.get("packages", {}).items())
     return f"Measured on {where}{counted}{f' with {versions}' if versions else ''}."
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)

@@ -67,11 +67,18 @@ EVALUATION = {
     ],
 }
 SPEED = {
-    "machine": {"processor": "Example CPU", "threads": 2, "accelerator": None, "packages": {"torch": "2.15.0"}},
-    "rows": [
-        {"name": "float32", "batch_size": 8, "milliseconds": 20.5, "speed_up": None},
-        {"name": "integer", "batch_size": 8, "milliseconds": 8.2, "speed_up": 2.5},
-    ],
+    "machine": {"processor": "Example CPU", "threads": 4, "accelerator": None, "packages": {"torch": "2.15.0"}},
+    "device": "cpu",
+    "threads": 2,
+    "execution": "integer (oneDNN)",
+    "quiet": True,
+    "speeds": {
+        "8": {
+            "float32": {"latency": {"median": 0.0205}, "speed_up": {"median": 1.0}},
+            "eager": {"latency": {"median": 0.0082}, "speed_up": {"median": 2.5}},
+            "compiled": {"latency": {"median": 0.0041}, "speed_up": {"median": 5.0}},
+        }
+    },
 }
 
 

@@ -142,7 +142,7 @@ def test_evaluations_of_several_packed_models_and_other_files_are_refused():
 
 def test_damaged_files_beside_a_model_are_named(tmp_path):
     write_full_folder(tmp_path)
-    (tmp_path / "benchmark.json").write_text(json.dumps({"machine": {}, "rows": [{}]}))
+    (tmp_path / "benchmark.json").write_text(json.dumps({"machine": {}, "speeds": {"8": {"float32": {}}}}))
     with pytest.raises(ValueError, match=r"benchmark\.json is not what 'hf-vaq benchmark --output' writes"):
         complete_model_folder(tmp_path)
     (tmp_path / "benchmark.json").write_text("{")
