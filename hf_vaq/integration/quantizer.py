@@ -13,7 +13,13 @@ from transformers.quantizers import HfQuantizer, register_quantizer
 
 from ..config import QUANT_METHOD, QuantConfig
 from ..inference.execution import set_execution
-from ..nn import ActivationQuantizer, WeightQuantizer, quantizer_parameter_names, weight_quantized_modules
+from ..nn import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    activation_quantizers,
+    quantizer_parameter_names,
+    weight_quantized_modules,
+)
 from ..nn.attention import quantized_attention
 from .checkpoint import check_finite, check_packed_files, leave_out_new_pooler
 from .injection import inject
@@ -73,6 +79,8 @@ class VaqQuantizer(HfQuantizer):
         if not self.pre_quantized:
             initialize_quantizers(model)
         check_finite(model)
+        for _, quantizer in activation_quantizers(model):
+            quantizer.is_calibrated()  # it remembers: a compiled model could not look at the buffer
         keep_parameter_names(model)
         require_import(model.config)
         if self.quantization_config.packed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from ..numerics.levels import integer_range
 from ..numerics.log_scale import log_from_scale, scale_from_log
 from .activation_statistics import ActivationStatistics
 from .fused_layers import Scaled, quantize
-from .fusion import is_untouched, may_fuse
+from .fusion import is_traced, is_untouched, may_fuse
 
 
 class UncalibratedError(RuntimeError):
@@ -61,7 +63,7 @@ class ActivationQuantizer(nn.Module):
 
     def is_calibrated(self) -> bool:
         """Whether the scale means anything yet."""
-        if not self._seen_calibrated:
+        if not self._seen_calibrated and not self.calibrated.is_meta:
             self._seen_calibrated = bool(self.calibrated)
         return self._seen_calibrated
 
@@ -77,6 +79,11 @@ class ActivationQuantizer(nn.Module):
         if self.offset is not None:
             self.offset.copy_(calibrated[1])
         self.calibrated.fill_(True)
+        self._seen_calibrated = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.is_calibrated()  # a compiled model could not look at the buffer
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantized activations, in shape and type of `x`; `x` itself while statistics are gathered.
@@ -89,7 +96,7 @@ class ActivationQuantizer(nn.Module):
             return x
         if not self.is_calibrated():
             self._calibrate_from_first_batch(x)
-        if self.fused and may_fuse(x):
+        if is_traced(x) or (self.fused and may_fuse(x)):
             return quantize(x, self.scaled())
         scale = self.scale()
         factor: Tensor | float = 1.0

@@ -1,7 +1,8 @@
 """Attention on quantized queries, keys, values and probabilities as one autograd function.
 
-It keeps the three projections and nothing of the size tokens x tokens, as the fused attention of full precision does:
-the backward pass computes the probabilities again, with the same operations, so to the same bits.
+It keeps the three projections, as the fused attention of full precision does, and of what has the size tokens x tokens
+only the probabilities before quantization, where the image is small. For more tokens the backward pass computes them
+again, with the same operations, so to the same bits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from ..numerics.fused import (
     fused_softmax_gradients,
 )
 from .fused_layers import Scaled, autocast_dtype
+
+KEPT_TOKENS = 4
+"""Tokens per dimension of a head up to which probabilities are kept: they then take no more memory than the results
+of GELU, which are not kept (see `fused_layers.Activated`)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,6 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, mask, ls_q, ls_k, ls_v, ls_p, s_q, s_k, s_v, s_p, settings):
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, key, value, mask, s_q, s_k, s_v, s_p)
         ctx.settings = settings
         operands = (
             fused_quantize_heads(query, s_q, settings.query, settings.dtype),
@@ -81,18 +85,21 @@ class _Attention(torch.autograd.Function):
         probabilities = _probabilities(*operands, mask, settings.scaling, query.dtype)
         del operands
         quantized = fused_quantize(probabilities, s_p, None, settings.probabilities)
-        del probabilities
+        kept = probabilities if key.shape[2] <= KEPT_TOKENS * key.shape[3] else None
+        ctx.save_for_backward(query, key, value, mask, s_q, s_k, s_v, s_p, kept)
+        del probabilities, kept
         values = fused_quantize_heads(value, s_v, settings.value, settings.dtype)
         return torch.matmul(quantized.to(settings.dtype), values).transpose(1, 2).contiguous(), quantized
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, grad_probabilities):
-        query, key, value, mask, s_q, s_k, s_v, s_p = ctx.saved_tensors
+        query, key, value, mask, s_q, s_k, s_v, s_p, probabilities = ctx.saved_tensors
         settings: _Settings = ctx.settings
         q = fused_quantize_heads(query, s_q, settings.query, settings.dtype)
         k = fused_quantize_heads(key, s_k, settings.key, settings.dtype)
-        probabilities = _probabilities(q, k, mask, settings.scaling, query.dtype)
+        if probabilities is None:
+            probabilities = _probabilities(q, k, mask, settings.scaling, query.dtype)
         grad_value = grad_log_v = None
         if grad is not None:
             grad = grad.transpose(1, 2).contiguous()
@@ -104,8 +111,6 @@ class _Attention(torch.autograd.Function):
             through_values = torch.matmul(grad, v.transpose(2, 3))
             del v, grad
             grad_probabilities = through_values if grad_probabilities is None else grad_probabilities + through_values
-        elif grad_probabilities is not None:
-            grad_probabilities = grad_probabilities.clone()  # it is overwritten below, and not ours
         if grad_probabilities is None:
             return (None,) * 13
         wants_mask = mask is not None and ctx.needs_input_grad[3]

@@ -222,9 +222,7 @@ class _Layer(torch.autograd.Function):
                 operand = fused_quantize(x, scale, offset, settings.inputs, settings.dtype)
             grad_weight = settings.operation.gradient_of_weight(grad, operand, weight)
             del operand
-            grads[5], grads[6], _ = fused_gradients(
-                grad_weight, weight, weight_scale, None, settings.weights, in_place=True
-            )
+            grads[5], grads[6], _ = fused_gradients(grad_weight, weight, weight_scale, None, settings.weights)
             del grad_weight
         if wants_x or wants_scale or wants_offset:
             quantized_weight = fused_quantize(weight, weight_scale, None, settings.weights, settings.dtype)
@@ -233,7 +231,7 @@ class _Layer(torch.autograd.Function):
             if settings.inputs is None or settings.quantized_before:
                 grads[0] = grad_x.to(x_type)
             else:
-                grads[0], grads[2], grads[4] = fused_gradients(
-                    grad_x, x, scale, offset, settings.inputs, before_gelu, in_place=True
-                )
+                grads[0], grads[2], grads[4] = fused_gradients(grad_x, x, scale, offset, settings.inputs)
+                if before_gelu is not None:
+                    torch.ops.aten.gelu_backward.grad_input(grads[0], before_gelu, grad_input=grads[0])
         return tuple(grads)

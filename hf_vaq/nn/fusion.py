@@ -44,14 +44,29 @@ def set_fusion(model: nn.Module, enabled: bool | None = None) -> bool:
     return enabled
 
 
-def may_fuse(*tensors: Tensor) -> bool:
-    """Whether fused kernels can compute on the tensors, the first of them the largest, and are worth while."""
-    if torch.compiler.is_compiling() or not all(tensor.dtype in DTYPES for tensor in tensors):
+def may_fuse(*tensors: Tensor, at_any_size: bool = False) -> bool:
+    """Whether fused kernels can compute on the tensors, and are worth while.
+
+    Args:
+        *tensors: the first one is the largest.
+        at_any_size: whether they are worth while on small tensors too when no gradient is wanted.
+    """
+    if torch.compiler.is_compiling() or not all(is_plain(tensor) for tensor in tensors):
         return False
-    x = tensors[0]
-    if x.numel() == 0 or x.device.type == "meta":
+    return at_any_size or torch.is_grad_enabled() or tensors[0].numel() >= INFERENCE_FROM
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether a whole model is being compiled: it then takes the arithmetic of the kernels, which compiles well."""
+    return torch.compiler.is_compiling() and is_plain(tensor)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the kernels can compute on the tensor at all."""
+    # A subclass may mean something else than its storage: a shard of a parameter (DTensor), a tensor without values.
+    if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
         return False
-    return torch.is_grad_enabled() or x.numel() >= INFERENCE_FROM
+    return tensor.dtype in DTYPES and tensor.numel() > 0 and tensor.device.type != "meta"
 
 
 def is_untouched(module: nn.Module) -> bool:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ..numerics.fake_quantize import fake_quantize, quantize_to_codes, weight_gradient_factor
-from ..numerics.fused import Quantization
+from ..numerics.fused import Quantization, fused_codes
 from ..numerics.groups import ScaleGroups
 from ..numerics.levels import integer_range
 from ..numerics.log_scale import log_from_scale, scale_from_log
 from ..numerics.scale_init import least_squares_scale, statistics_scale
 from .fused_layers import Scaled, quantize
-from .fusion import may_fuse
+from .fusion import is_traced, may_fuse
 
 
 class WeightQuantizer(nn.Module):
@@ -51,14 +51,22 @@ class WeightQuantizer(nn.Module):
             self.log_scale.copy_(log_from_scale(least_squares_scale(self.grouped(weight), self.bits)))
 
     @torch.no_grad()
-    def codes(self, weight: Tensor) -> Tensor:
-        """int8 codes, in the shape of the weight."""
+    def codes(self, weight: Tensor, repeatedly: bool = False) -> Tensor:
+        """int8 codes, in the shape of the weight.
+
+        Args:
+            weight: latent.
+            repeatedly: whether they are asked for at every step, so that a compiled kernel is worth its compilation.
+        """
+        if repeatedly and self.fused and may_fuse(weight, at_any_size=True):
+            _, scale, _, quantization = self.scaled(weight)
+            return fused_codes(weight, scale, quantization)
         scale = self.groups.expand(self.scale(weight), weight.shape)
         return quantize_to_codes(weight, scale, self.bits).to(torch.int8)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Fake-quantized weight, in shape and type of `weight`."""
-        if self.fused and may_fuse(weight):
+        if is_traced(weight) or (self.fused and may_fuse(weight)):
             return quantize(weight, self.scaled(weight))
         scale = self.scale(weight)
         factor: Tensor | float = 1.0

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .fused_bins import MAX_BITS, fused_bin_regularizer
 from .levels import integer_range
 
 CPU_BLOCK = 1 << 18
 """Weights handled at once on the CPU: their intermediate values then stay in the cache (twice as fast)."""
 
 
-def bin_regularizer(weights: Sequence[Tensor], scales: Sequence[Tensor], bits: Sequence[int]) -> Tensor:
+def bin_regularizer(
+    weights: Sequence[Tensor], scales: Sequence[Tensor], bits: Sequence[int], fused: bool = False
+) -> Tensor:
     """Sum over tensors of mean((w_clip - w_q)^2) + sum over bins of the variance of the weights in that bin.
 
     Per tensor, with s the scale, v = clamp(w / s, Qn, Qp), w_clip = v s and w_q = round(v) s:
@@ -41,6 +44,8 @@ def bin_regularizer(weights: Sequence[Tensor], scales: Sequence[Tensor], bits: S
         weights: latent weights per tensor, (groups, weights per group); other numbers for every tensor are fine.
         scales: positive scales per tensor, (groups,).
         bits: bit-width per tensor, 2 to 8; codes are signed.
+        fused: whether compiled kernels may compute the terms of float32 tensors of few bits, see `fused_bins`: faster,
+            and equal up to rounding.
 
     Returns:
         The regularizer, a scalar in the type of the weights (float32 at least), zero if there are no tensors.
@@ -62,12 +67,15 @@ def bin_regularizer(weights: Sequence[Tensor], scales: Sequence[Tensor], bits: S
     if not weights:
         return torch.zeros(())
     limit = CPU_BLOCK if weights[0].device.type == "cpu" else None
-    terms = [
-        _BinRegularizer.apply(
-            [scales[i].detach() for i in block], [bits[i] for i in block], *[weights[i] for i in block]
+    few = [fused and b <= MAX_BITS and w.dtype == torch.float32 for w, b in zip(weights, bits, strict=True)]
+    terms = [fused_bin_regularizer(weights[i], scales[i], bits[i]) for i, yes in enumerate(few) if yes]
+    others = [i for i, yes in enumerate(few) if not yes]
+    for block in _blocks([weights[i].numel() for i in others], limit) if others else ():
+        indices = [others[i] for i in block]
+        scales_of_block = [scales[i].detach() for i in indices]
+        terms.append(
+            _BinRegularizer.apply(scales_of_block, [bits[i] for i in indices], *[weights[i] for i in indices])
         )
-        for block in _blocks([weight.numel() for weight in weights], limit)
-    ]
     return torch.stack(terms).sum()
 
 

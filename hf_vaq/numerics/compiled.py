@@ -26,8 +26,9 @@ class CompiledKernel:
 
     Sizes are dynamic, so that batches of another size (the last of an epoch, those of an evaluation) run the same
     code. Every combination gets a code object of its own, because Dynamo counts recompilations by code object and
-    gives up after eight. Where nothing can be compiled (no C++ compiler, on a GPU no Triton) the function runs as it
-    is, which is logged once; the results are the same to rounding.
+    gives up after eight. Inside a function that is being compiled itself it becomes part of that. Where nothing can be
+    compiled (no C++ compiler, on a GPU no Triton) the function runs as it is, which is logged once; the results are
+    the same to rounding.
 
     Args:
         function: takes tensors (or None), then options that are part of the program; no closure, no side effects.
@@ -39,6 +40,8 @@ class CompiledKernel:
 
     def __call__(self, tensors: tuple[Tensor | None, ...], options: tuple[Hashable, ...] = ()) -> Any:
         """Run on `tensors`, without recording gradients, with the given `options`."""
+        if torch.compiler.is_compiling():
+            return self.function(*tensors, *options)
         device = tensors[0].device.type
         # Modes that mean nothing to the kernels are switched off: each would be compiled for.
         if torch.is_grad_enabled():

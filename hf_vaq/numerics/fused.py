@@ -7,7 +7,6 @@ gradients are computed again (there is no second tensor to keep alive, and nothi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -65,14 +64,19 @@ def fused_quantize(
     return layout.restore(result)
 
 
+def fused_codes(x: Tensor, scale: Tensor, quantization: Quantization) -> Tensor:
+    """int8 codes of signed quantization without offset, see `quantize_to_codes`; in shape and memory order of `x`."""
+    layout = _Layout(x, quantization.groups)
+    constants = _constants(quantization, x.numel(), x.device)
+    return layout.restore(_codes((layout.flat(x), layout.per_group(scale, None)[0], constants)))
+
+
 def fused_gradients(
     grad: Tensor,
     x: Tensor,
     scale: Tensor,
     offset: Tensor | None,
     quantization: Quantization,
-    before_gelu: Tensor | None = None,
-    in_place: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients by `x`, by the logarithmic scale parameter (see `scale_from_log`) and by the offset.
 
@@ -82,8 +86,6 @@ def fused_gradients(
         scale: (groups,).
         offset: (groups,), or none.
         quantization: the rest. With `factor="none"` there are no gradients by scale and offset.
-        before_gelu: if given, `x` is GELU of it, and the first gradient is by it; in the layout of `x`.
-        in_place: whether the first gradient may take the place of `grad`; it does if the types agree.
 
     Returns:
         The first in type, shape and memory order of `x`, the others float32, (groups,).
@@ -91,13 +93,11 @@ def fused_gradients(
     layout = _Layout(x, quantization.groups)
     constants = _constants(quantization, x.numel(), x.device)
     grad = layout.flat(grad)
-    in_place = in_place and grad.dtype == x.dtype
-    before_gelu = None if before_gelu is None else layout.flat(before_gelu)
     grad_x, grad_log_scale, grad_offset = _backward(
-        (grad, layout.flat(x), before_gelu, *layout.per_group(scale, offset), constants),
-        (_rule(quantization), in_place),
+        (grad, layout.flat(x), *layout.per_group(scale, offset), constants),
+        (_rule(quantization),),
     )
-    return layout.restore(grad if in_place else grad_x), grad_log_scale, grad_offset
+    return layout.restore(grad_x), grad_log_scale, grad_offset
 
 
 def fused_quantize_heads(
@@ -140,12 +140,10 @@ def fused_softmax_gradients(
         scaling: factor on the first of the two results.
 
     Returns:
-        Gradients by the scores, in the place of `grad` if that is contiguous, and by the logarithmic scale parameter.
+        Gradients by the scores, in the type of `grad`, and by the logarithmic scale parameter.
     """
     constants = _constants(quantization, probabilities.numel(), probabilities.device, scaling)
-    grad = grad.contiguous()
-    grad_log_scale = _softmax_backward((grad, probabilities, _per_head(scale), constants), (_rule(quantization),))
-    return grad, grad_log_scale
+    return _softmax_backward((grad, probabilities, _per_head(scale), constants), (_rule(quantization),))
 
 
 def _per_head(scale: Tensor) -> Tensor:
@@ -160,20 +158,33 @@ def _rule(quantization: Quantization) -> str:
     return "numel" if quantization.groups.count == 1 else "mean l1 of the groups"
 
 
-@lru_cache(maxsize=1024)
-def _constants(quantization: Quantization, numel: int, device: torch.device, scaling: float = 1.0) -> Tensor:
-    """Limits, the gradient factor as far as it is a constant, number of groups, and `scaling`, as a tensor.
+def _constants(
+    quantization: Quantization, numel: int, device: torch.device, scaling: float = 1.0
+) -> Tensor | tuple[float, ...]:
+    """Limits, the gradient factor as far as it is a constant, number of groups, and `scaling`.
 
-    As numbers they would be compiled into the kernel, one for each of them.
+    As a tensor: numbers would be compiled into the kernel, one for each of them. Where a whole model is compiled, that
+    is what is wanted.
     """
+    if torch.compiler.is_compiling():
+        return _constant_values(quantization, numel, scaling)
+    return _constant_tensor(quantization, numel, device, scaling)
+
+
+@lru_cache(maxsize=1024)
+def _constant_tensor(quantization: Quantization, numel: int, device: torch.device, scaling: float) -> Tensor:
+    # Made outside of inference mode even when first asked for inside: it may be used in training later.
+    with torch.inference_mode(False):
+        return torch.tensor(_constant_values(quantization, numel, scaling), dtype=torch.float32, device=device)
+
+
+def _constant_values(quantization: Quantization, numel: int, scaling: float) -> tuple[float, ...]:
     qn, qp = integer_range(quantization.bits, quantization.signed)
     count = quantization.groups.count
     factor = (numel / count * qp) ** -0.5
     if quantization.factor == "l1" and not quantization.weight and count == 1:
         factor = 1 / (numel**0.5 * qp)
-    # Made outside of inference mode even when first asked for inside: it may be used in training later.
-    with torch.inference_mode(False):
-        return torch.tensor([qn, qp, factor, count, scaling], dtype=torch.float32, device=device)
+    return float(qn), float(qp), factor, float(count), scaling
 
 
 class _Layout:
@@ -181,14 +192,15 @@ class _Layout:
 
     def __init__(self, x: Tensor, groups: ScaleGroups):
         self.order: list[int] | None = None
-        if not x.is_contiguous():
+        self.traced = torch.compiler.is_compiling()  # the compiler of a whole model chooses the order by itself
+        if not self.traced and not x.is_contiguous():
             order = sorted(range(x.dim()), key=lambda dimension: -x.stride(dimension))
             if x.permute(order).is_contiguous():
                 self.order = order
         self.sizes = list(x.shape) if self.order is None else [x.shape[i] for i in self.order]
         self.groups = groups
         if groups.count == 1:
-            self.shape: tuple[int, ...] = (x.numel(),)
+            self.shape: tuple[int, ...] = tuple(x.shape) if self.traced else (x.numel(),)
         else:
             dimension = groups.dim % x.dim()
             position = dimension if self.order is None else self.order.index(dimension)
@@ -199,11 +211,13 @@ class _Layout:
     def flat(self, x: Tensor) -> Tensor:
         """A view of `x` in this layout; a copy if it lies in memory otherwise."""
         x = x.detach()
+        if self.traced:
+            return x.reshape(self.shape)
         return (x if self.order is None else x.permute(self.order)).reshape(self.shape).contiguous()
 
     def restore(self, flat: Tensor) -> Tensor:
         """A view of what `flat` returned, in the shape of the tensor."""
-        x = flat.view(self.sizes)
+        x = flat.reshape(self.sizes)
         return x if self.order is None else x.permute([self.order.index(i) for i in range(len(self.order))])
 
     def per_group(self, scale: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -232,6 +246,13 @@ def _slopes(x: Tensor, scale: Tensor, offset: Tensor | None, constants: Tensor) 
     return inside, torch.clamp(v, constants[0], constants[1]).round() - torch.where(inside, v, 0.0)
 
 
+def _reduced(x: Tensor, scale: Tensor) -> list[int]:
+    """The dimensions of `x` over which a scale is shared, see `_Layout`."""
+    if scale.dim() == 0:
+        return list(range(x.dim()))
+    return [0, 2] if x.dim() == 3 else [1]
+
+
 def _chain(grad_scale: Tensor, x: Tensor, scale: Tensor, constants: Tensor, rule: str, dims: list[int]) -> Tensor:
     """From the sum over the slopes to the gradient of the logarithmic parameter, (groups,)."""
     grad_scale = grad_scale * _factor(x, constants, rule, dims)
@@ -247,32 +268,26 @@ def _factor(x: Tensor, constants: Tensor, rule: str, dims: list[int]) -> Tensor:
     return (l1_norm * constants[1]).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
 
 
+def _codes_function(x, scale, constants):
+    return torch.clamp(_normalized(x, scale, None), constants[0], constants[1]).round().to(torch.int8)
+
+
 def _forward_function(x, scale, offset, constants, dtype):
     return _quantized(x, scale, offset, constants).to(dtype)
 
 
-def _backward_function(gradient, x, before_gelu, scale, offset, constants, rule, in_place):
+def _backward_function(gradient, x, scale, offset, constants, rule):
     inside, slope = _slopes(x, scale, offset, constants)
     grad = gradient.to(torch.float32)
     grad_scale = grad_offset = None
     if rule != "none":
-        dims = [0, 2] if x.dim() == 3 else [x.dim() - 1]
+        dims = _reduced(x, scale)
         grad_scale = _chain((slope * grad).sum(dims).reshape(-1), x, scale, constants, rule, dims)
         if offset is not None:
             clipped = torch.where(inside, 0.0, grad).sum(dims).reshape(-1)
             grad_offset = clipped * _factor(x, constants, rule, dims)
     grad_x = torch.where(inside, grad, 0.0)
-    if before_gelu is not None:
-        grad_x = grad_x * _gelu_slope(before_gelu.to(torch.float32))
-    if in_place:
-        gradient.copy_(grad_x)
-        return None, grad_scale, grad_offset
     return grad_x.to(x.dtype), grad_scale, grad_offset
-
-
-def _gelu_slope(x: Tensor) -> Tensor:
-    """Derivative of x Phi(x): Phi(x) + x phi(x)."""
-    return 0.5 * (1 + torch.erf(x * 0.5**0.5)) + x * torch.exp(-0.5 * x * x) * (2 * math.pi) ** -0.5
 
 
 def _heads_forward_function(x, scale, constants, dtype):
@@ -298,10 +313,11 @@ def _softmax_backward_function(gradient, probabilities, scale, constants, rule):
     grad_log_scale = None
     if rule != "none":
         grad_log_scale = _chain((slope * grad).sum(dims).reshape(-1), p, scale, constants, rule, dims)
-    gradient.copy_((grad_p - (grad_p * p).sum(-1, keepdim=True)) * p * constants[4])
-    return grad_log_scale
+    grad_scores = (grad_p - (grad_p * p).sum(-1, keepdim=True)) * p * constants[4]
+    return grad_scores.to(gradient.dtype), grad_log_scale
 
 
+_codes = CompiledKernel(_codes_function)
 _forward = CompiledKernel(_forward_function)
 _backward = CompiledKernel(_backward_function)
 _heads_forward = CompiledKernel(_heads_forward_function)

@@ -51,7 +51,8 @@ class OscillationTracker(TrainerCallback):
     def update(self, model: nn.Module) -> None:
         """Account for one training step of `model`."""
         if self._shapes:
-            self._state = update_oscillation(self._state, _codes(model), self.momentum)
+            fused = any(module.fused for _, module in weight_quantized_modules(model))
+            self._state = update_oscillation(self._state, _codes(model), self.momentum, fused)
 
     def percentage(self) -> float | None:
         """Percentage (0 to 100) of all weights that oscillate; None if no weight is quantized."""
@@ -111,5 +112,6 @@ class OscillationTracker(TrainerCallback):
 
 
 def _codes(model: nn.Module) -> Tensor:
-    codes = [module.weight_quantizer.codes(module.weight).flatten() for _, module in weight_quantized_modules(model)]
+    modules = [module for _, module in weight_quantized_modules(model)]
+    codes = [module.weight_quantizer.codes(module.weight, repeatedly=True).flatten() for module in modules]
     return torch.cat(codes) if codes else torch.empty(0, dtype=torch.int8)

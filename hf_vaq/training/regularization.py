@@ -13,12 +13,14 @@ from ..numerics.bins import bin_regularizer
 def model_bin_regularizer(model: nn.Module) -> Tensor:
     """`bin_regularizer` over all fake-quantized weights of `model`; zero if it has none."""
     weights, scales, bits = [], [], []
+    fused = False
     for _, module in weight_quantized_modules(model):
         quantizer = module.weight_quantizer
+        fused = fused or quantizer.fused
         weights.append(quantizer.grouped(module.weight))
         scales.append(quantizer.scale(module.weight))
         bits.append(quantizer.bits)
-    return bin_regularizer(weights, scales, bits)
+    return bin_regularizer(weights, scales, bits, fused)
 
 
 def cosine_ramp(progress: float, end_value: float, start: float = 0.25) -> float:
