@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,6 +59,8 @@ def set_execution(model: PreTrainedModel, execution: str = "auto", *, backend: s
                 "execution='integer' is not possible: no layer of this model has both a quantized weight and a"
                 " quantized input."
             )
+    if _REQUEST not in model.__dict__:
+        model.register_forward_pre_hook(check_pixel_values, with_kwargs=True)
     _remove_engines(model)
     if execution != "simulation":
         _add_engines(model, backend, required=execution == "integer")
@@ -98,6 +101,29 @@ def prepare(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "attention_engine", None) is not None:
             module.attention_engine.prepare(module)
+        if isinstance(module, CodedActivation):
+            module.prepare()
+
+
+def check_pixel_values(model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of packed models: refuse pixels of a wrong type or shape.
+
+    Raises:
+        ValueError: naming what is wrong, and what is accepted.
+    """
+    pixels = kwargs.get("pixel_values", args[0] if args else None)
+    if not isinstance(pixels, torch.Tensor):
+        return  # transformers says what is missing
+    if not pixels.is_floating_point():
+        raise ValueError(
+            f"pixel_values has type {pixels.dtype}: expected floating-point pixels, normalized by the image processor."
+        )
+    channels = getattr(model.config, "num_channels", None)
+    if pixels.dim() != 4 or 0 in pixels.shape or (channels is not None and pixels.shape[1] != channels):
+        wanted = "channels" if channels is None else channels
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixels.shape)}: expected (batch, {wanted}, height, width), none of them 0."
+        )
 
 
 def _add_engines(model: nn.Module, backend: str | None, required: bool) -> None:

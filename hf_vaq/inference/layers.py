@@ -163,6 +163,7 @@ class PatchEngine(Engine):
     def reset(self) -> None:
         """Forget what was prepared."""
         super().reset()
+        # transformers asks the patch embedding for the type of its weight at each call.
         self.register_buffer("float_weight", None, persistent=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,14 +183,21 @@ class PatchEngine(Engine):
         channels, (kernel_height, kernel_width) = layer.shape[1], layer.shape[2:]
         rows, columns = x.shape[2] // kernel_height, x.shape[3] // kernel_width
         x = x[:, :, : rows * kernel_height, : columns * kernel_width]  # a convolution ignores what fills no patch
+        coded = x.dtype is torch.uint8
+        dtype = layer.compute_dtype if coded else x.dtype
         patches = (
-            byte_codes(layer.input_quantizer, x)
-            .view(-1, channels, rows, kernel_height, columns, kernel_width)
+            (x if coded else byte_codes(layer.input_quantizer, x))
+            .reshape(-1, channels, rows, kernel_height, columns, kernel_width)
             .permute(0, 2, 4, 1, 3, 5)
             .reshape(-1, channels * kernel_height * kernel_width)
         )
-        y = self.gemm(patches, x.dtype)
+        y = self.gemm(patches, dtype)
         return y.view(-1, rows, columns, layer.shape[0]).permute(0, 3, 1, 2)
+
+
+def _keep_float_weight(engine: PatchEngine, layer: PackedConv2d, backend: str) -> IntegerGemm:
+    engine.float_weight = layer.weight
+    return _gemm(layer, backend)
 
 
 def _gemm(layer: PackedLinear | PackedConv2d, backend: str) -> IntegerGemm:

@@ -71,21 +71,31 @@ inline __m512 exponential(__m512 x) {
 // a unsigned bytes, b signed bytes with four consecutive ones of the summed dimension side by side (a word).
 template <int ROWS, int VECTORS>
 inline void tile(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t b_stride, int64_t steps,
-                 const int32_t* start, __m512i (&sums)[ROWS][VECTORS]) {
+                 const int32_t* start, __m512i (&out)[ROWS][VECTORS]) {
+    __m512i sums[ROWS][VECTORS];  // a local array: it stays in the registers
+#pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) {
         const __m512i s = start ? _mm512_loadu_si512(start + 16 * v) : _mm512_setzero_si512();
+#pragma GCC unroll 8
         for (int i = 0; i < ROWS; ++i) sums[i][v] = s;
     }
     for (int64_t t = 0; t < steps; ++t) {
         __m512i w[VECTORS];
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v) w[v] = _mm512_loadu_si512(b + t * b_stride + 64 * v);
+#pragma GCC unroll 8
         for (int i = 0; i < ROWS; ++i) {
             int32_t word;
             std::memcpy(&word, a + i * a_stride + 4 * t, 4);
             const __m512i x = _mm512_set1_epi32(word);
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; ++v) sums[i][v] = _mm512_dpbusd_epi32(sums[i][v], x, w[v]);
         }
     }
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) out[i][v] = sums[i][v];
 }
 
 constexpr int CENTER = 128;  // the byte of code zero of queries, keys and values

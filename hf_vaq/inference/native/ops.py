@@ -79,7 +79,8 @@ def quantize(x: Tensor, scale: float, offset: float | None, qn: int, qp: int) ->
 
 
 def step_codes(x: Tensor, start: int, breakpoints: Tensor, steps: Tensor) -> Tensor:
-    """`start` plus the sum of the steps (int32) at the breakpoints (float32) up to each value of contiguous `x`."""
+    """`start` plus the sum of the steps (int32) at the breakpoints (float32) up to each value of float32 `x`."""
+    x = x.contiguous()
     out = torch.empty_like(x, dtype=torch.uint8)
     kernels().vaq_step_codes(
         x.data_ptr(),
@@ -128,3 +129,12 @@ _LIBRARY.impl("attention", attention, "CPU")
 def _(query, key, value, mask, scales, levels, scaling, coded):
     batch, heads, tokens, dim = query.shape
     return query.new_empty((batch, tokens, heads, dim), dtype=torch.uint8 if coded else torch.float32)
+
+
+_LIBRARY.define("step_codes(Tensor x, int start, Tensor breakpoints, Tensor steps) -> Tensor")
+_LIBRARY.impl("step_codes", step_codes, "CPU")
+
+
+@torch.library.register_fake("hf_vaq::step_codes", lib=_LIBRARY)
+def _(x, start, breakpoints, steps):
+    return x.new_empty(x.shape, dtype=torch.uint8)
