@@ -62,8 +62,8 @@ def prepare_sharding(accelerator: Accelerator, model: nn.Module) -> None:
     """Choose how FSDP2 shards `model`, before it does.
 
     - Weights and scales are gathered in float32 whatever the mixed precision is, which autocast takes care of: codes
-      made of weights that were rounded to bfloat16 are other codes than those that are packed in the end, and the
-      logarithm of a scale, rounded so, is off by up to 3 %.
+      made of weights that were rounded to bfloat16 are other codes than those that are packed in the end, and a scale
+      between 0.0003 and 0.02, its logarithm rounded so, is off by up to 1.6 %.
     - Units are the transformer blocks, unless the configuration names classes. (The list that transformers has for
       ViT, DeiT and DINOv2 holds the embeddings as well; accelerate then shards the patch embedding twice, and fails.)
     """
