@@ -48,7 +48,7 @@ class CardFacts:
         where: what loads it: its id on the Hub, or a folder.
         architecture: class of the model.
         num_classes: number of classes.
-        image_size: (height, width) in pixels.
+        image_size: (height, width) in pixels; None where the model takes any.
         quantization: configuration of the model.
         scheme: what is packed how.
         model_type: `config.model_type`.
@@ -72,7 +72,7 @@ class CardFacts:
     where: str
     architecture: str
     num_classes: int
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     quantization: QuantConfig
     scheme: Scheme
     model_type: str
@@ -180,7 +180,7 @@ def _page(facts: CardFacts) -> dict[str, Any]:
         "bits": _bits_sentence(facts),
         "size": f"{_size(packed_size)}, {ratio} of full precision ({_size(float_size)})",
         "classes": f"{facts.num_classes:,}",
-        "input": f"{facts.image_size[0]} x {facts.image_size[1]} pixels, as the image processor makes them",
+        "input": _input(facts.image_size),
         "provenance": _provenance(facts),
         "missing_package": MISSING_PACKAGE,
         "has_remote_code": facts.has_remote_code,
@@ -235,6 +235,11 @@ def _bits_sentence(facts: CardFacts) -> str:
     if quantization.module_overrides:
         text += "; some layers differ, see below"
     return text
+
+
+def _input(size: tuple[int, int] | None) -> str:
+    pixels = f"{size[0]} x {size[1]} pixels" if size else "pictures"
+    return f"{pixels}, as the image processor makes them"
 
 
 def _provenance(facts: CardFacts) -> list[tuple[str, str]]:

@@ -104,7 +104,7 @@ def read_quantization(folder: Path) -> QuantConfig:
 def _facts(folder: Path, config: PretrainedConfig, quantization: QuantConfig, options: CardOptions) -> CardFacts:
     training = _training(folder)
     speed = read_speed(folder / layout.BENCHMARK) if (folder / layout.BENCHMARK).is_file() else None
-    size = config.image_size
+    size = getattr(config, "image_size", None)
     datasets = options.datasets
     if datasets is None:
         datasets = [training.dataset_id] if training and training.dataset_id else []
@@ -113,7 +113,7 @@ def _facts(folder: Path, config: PretrainedConfig, quantization: QuantConfig, op
         where=options.where or folder.resolve().name,
         architecture=(config.architectures or [type(config).__name__])[0],
         num_classes=config.num_labels,
-        image_size=(size[0], size[1]) if isinstance(size, (list, tuple)) else (size, size),
+        image_size=(size, size) if isinstance(size, int) else size and (size[0], size[1]),
         quantization=quantization,
         scheme=planned_scheme(config, quantization),
         model_type=config.model_type,

@@ -16,9 +16,11 @@ FIGURES = "figures"
 EXPORTS = {"onnx": "*.onnx", "openvino": "*.xml"}
 """Folders with exported forms of the model, and what the main file of each is called."""
 
-OWN_FILES = ("*.safetensors", "*.safetensors.index.json", f"{FIGURES}/*", f"{EVALUATION}/*", "onnx/*", "openvino/*")
-"""Files that a later commit removes where it does not bring them again: another model's shards, an old figure."""
 OWN_NAMES = (CARD, CONFIG, IMAGE_PROCESSOR, REMOTE_CODE, RECIPE, RESULTS, TRAINING, TRAINING_LOG, BENCHMARK)
+OWN_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+OWN_FOLDERS = (FIGURES, EVALUATION, *EXPORTS)
+"""What a later commit removes where it does not bring it again: another model's shards, an old figure. Names and
+weights are those at the top: a folder such as `last-checkpoint` is left whole."""
 
 AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_vaq.VaqForImageClassification",

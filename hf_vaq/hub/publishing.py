@@ -28,7 +28,7 @@ from .errors import LOG_IN, HubError, explained
 MODEL, DATASET = "model", "dataset"
 _NO_CONTENT = (".gitattributes", "README.md", "LICENSE", "LICENSE.md", ".gitignore")
 """Files that a repository may have which nothing was published to yet."""
-_LABEL_FILES = ("data/*.arrow",)
+_LABEL_FILES = "data/*.arrow"
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,23 @@ class Target:
 
 @dataclass(frozen=True)
 class CheckedTarget:
-    """A target that was looked at: `head` is the commit that it is on, None where there is none yet."""
+    """A target that was looked at.
+
+    Attributes:
+        target: with the whole id of the repository.
+        exists: whether the repository does.
+        head: commit that the next one follows; None where there is none yet.
+        branch_exists: whether `target.revision` does.
+        files: in that commit.
+        is_ours: whether they are a model, or labels, that this package published.
+    """
 
     target: Target
     exists: bool
     head: str | None
     branch_exists: bool
     files: frozenset[str]
+    is_ours: bool
 
 
 def check_target(target: Target) -> CheckedTarget:
@@ -107,7 +117,7 @@ def _look(api: HfApi, target: Target) -> CheckedTarget:
                 f"{target.repo_id} is the name of a {other} on the Hub, and this is a {target.repo_type}; choose"
                 " another name, or use this one for both with --overwrite."
             ) from None
-        return CheckedTarget(target, exists=False, head=None, branch_exists=False, files=frozenset())
+        return CheckedTarget(target, exists=False, head=None, branch_exists=False, files=frozenset(), is_ours=False)
     branch_exists = True
     if target.revision is not None:
         try:
@@ -120,29 +130,25 @@ def _look(api: HfApi, target: Target) -> CheckedTarget:
                 ) from None
             branch_exists = False  # it will start from the main branch, whose files `info` has
     files = frozenset(file.rfilename for file in info.siblings or [])
-    if not target.overwrite:
-        _check_content(api, target, files, target.revision if branch_exists else None)
-    return CheckedTarget(target, exists=True, head=info.sha, branch_exists=branch_exists, files=files)
-
-
-def _check_content(api: HfApi, target: Target, files: frozenset[str], revision: str | None) -> None:
-    """Refuse to publish over something that this package did not publish."""
-    if not files - set(_NO_CONTENT):
-        return
-    if target.repo_type == DATASET:
-        ours, wanted = METADATA in files, "a store of soft labels"
-    else:
-        ours, wanted = False, "a model of hf_vaq"
-        if layout.CONFIG in files:
-            path = api.hf_hub_download(target.repo_id, layout.CONFIG, revision=revision)
-            quantization = json.loads(Path(path).read_text(encoding="utf-8")).get("quantization_config") or {}
-            ours = quantization.get("quant_method") == QUANT_METHOD
-    if not ours:
-        example = min(files - set(_NO_CONTENT))
+    is_ours = _is_published_by_us(api, target, files, target.revision if branch_exists else None)
+    foreign = files - set(_NO_CONTENT)
+    if foreign and not is_ours and not target.overwrite:
+        wanted = "a store of soft labels" if target.repo_type == DATASET else "a model of hf_vaq"
         raise HubError(
-            f"{target.repo_id} exists and holds something else than {wanted} (such as {example!r}); choose another"
-            " name, another --revision, or publish there all the same with --overwrite."
+            f"{target.repo_id} exists and holds something else than {wanted} (such as {min(foreign)!r}); choose"
+            " another name, another --revision, or publish there all the same with --overwrite."
         )
+    return CheckedTarget(target, True, head=info.sha, branch_exists=branch_exists, files=files, is_ours=is_ours)
+
+
+def _is_published_by_us(api: HfApi, target: Target, files: frozenset[str], revision: str | None) -> bool:
+    if target.repo_type == DATASET:
+        return METADATA in files
+    if layout.CONFIG not in files:
+        return False
+    path = api.hf_hub_download(target.repo_id, layout.CONFIG, revision=revision)
+    quantization = json.loads(Path(path).read_text(encoding="utf-8")).get("quantization_config") or {}
+    return quantization.get("quant_method") == QUANT_METHOD
 
 
 def publish_folder(
@@ -173,7 +179,8 @@ def publish_folder(
     for prefix, place in (extra or {}).items():
         paths |= {f"{prefix}/{name}": path for name, path in _files(place).items()}
     additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in paths.items()]
-    stale = [name for name in checked.files - paths.keys() if _is_ours(name, target.repo_type)]
+    gone = checked.files - paths.keys() if checked.is_ours else ()
+    stale = [name for name in gone if _is_ours(name, target.repo_type)]
     api = HfApi(token=target.token)
     with explained(target.repo_id, "publishing to"):
         _validate_card(api, folder, target)
@@ -221,8 +228,12 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _is_ours(name: str, repo_type: str) -> bool:
-    patterns = _LABEL_FILES if repo_type == DATASET else (*layout.OWN_FILES, *layout.OWN_NAMES)
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    folder, _, rest = name.partition("/")
+    if repo_type == DATASET:
+        return fnmatch.fnmatchcase(name, _LABEL_FILES)
+    if rest:
+        return folder in layout.OWN_FOLDERS
+    return name in layout.OWN_NAMES or any(fnmatch.fnmatchcase(name, pattern) for pattern in layout.OWN_WEIGHTS)
 
 
 def _message(repo_type: str) -> str:

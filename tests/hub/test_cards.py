@@ -10,6 +10,7 @@ from card_helpers import EVALUATION, OPTIONS, STORED_CARD, write_full_folder
 from helpers import FAMILIES, build, images
 from huggingface_hub import EvalResult, ModelCard
 from safetensors import safe_open
+from transformers import ResNetConfig, ResNetForImageClassification
 
 import hf_vaq
 from hf_vaq import QuantConfig
@@ -73,6 +74,16 @@ def test_what_is_not_there_is_left_out(tmp_path):
     data = ModelCard(text).data.to_dict()
     assert not {"base_model", "base_model_relation", "license", "datasets", "model-index"} & set(data)
     assert facts.accuracies == [] and facts.training is None
+
+
+def test_a_model_without_attention_gets_a_card_too(tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3, layer_type="basic")
+    model = hf_vaq.quantize(ResNetForImageClassification(config), QuantConfig(quantize_attention=False))
+    hf_vaq.calibrate(model, [images()])
+    hf_vaq.pack(model).save_pretrained(tmp_path)
+    facts = complete_model_folder(tmp_path)
+    assert [group.name for group in facts.scheme.groups] == ["last layer (classifier)"]
+    assert "Inside attention nothing is quantized." in text_of(tmp_path)
 
 
 def test_completing_a_folder_twice_changes_nothing(full):

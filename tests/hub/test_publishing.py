@@ -209,6 +209,15 @@ def test_a_repository_with_something_else_is_refused_unless_told_to_overwrite(cl
     assert {"novel.txt", "config.json"} <= set(hub.files("tester/novel"))
 
 
+def test_overwriting_removes_no_file_of_others(client, hub, models):
+    client.run(
+        "from huggingface_hub import HfApi; api = HfApi(); api.create_repo('tester/theirs');"
+        "api.upload_file(path_or_fileobj=b'1', path_in_repo='other.safetensors', repo_id='tester/theirs')"
+    )
+    assert client.hf_vaq("push", models.packed, "tester/theirs", "--overwrite") == 0, client.text
+    assert {"other.safetensors", "model.safetensors"} <= set(hub.files("tester/theirs"))
+
+
 def test_a_full_precision_model_in_the_repository_is_something_else(client, hub, models, tmp_path):
     build().save_pretrained(tmp_path)
     client.run(

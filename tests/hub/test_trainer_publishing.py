@@ -72,6 +72,13 @@ def test_checkpoints_come_with_the_model_where_the_strategy_says_so(client, hub,
     assert {"model.safetensors", "last-checkpoint/model.safetensors"} <= set(files)
     assert json.loads(files["last-checkpoint/trainer_state.json"])["global_step"] == 2
     assert hub.titles("tester/checkpoints") == ["Training in progress, step 1", "Training in progress, step 2"]
+    # A later commit leaves the checkpoint whole.
+    code = "from hf_vaq.cli import main; value = main(['push', folder, 'tester/checkpoints', '--license', 'mit'])"
+    assert client.run(code, folder=str(tmp_path / "out" / "checkpoint-2")) == 0, client.text
+    after = hub.files("tester/checkpoints")
+    checkpoint = {name for name in files if name.startswith("last-checkpoint/")}
+    assert checkpoint == {name for name in after if name.startswith("last-checkpoint/")}
+    assert len(hub.titles("tester/checkpoints")) == 3
 
 
 def test_a_failing_upload_does_not_end_the_training(client, failing_hub, start, tmp_path):
