@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,9 +20,9 @@ def match_names(names: Sequence[str], id2label: Mapping[int, str], label_column:
     """Return the model's class index of every name, int64, shape (names,).
 
     In this order: the same names in the same order; a model with placeholders and as many classes takes the order;
-    the whole name (case and underscores do not count); a shared synonym, because ImageNet's classes are lists of them
-    ("tench, Tinca tinca" is "tench"). Where several classes of the model would do, as for "crane", the position
-    decides if all other names stand at the same position on both sides.
+    the name as it is spelt; the whole name (case and underscores do not count); a shared synonym, because ImageNet's
+    classes are lists of them ("tench, Tinca tinca" is "tench"). Where several classes of the model would do, as for
+    "crane", the position decides if all other names stand at the same position on both sides.
 
     Raises:
         ValueError: a name that the model does not know, or one that does not tell its classes apart.
@@ -65,23 +65,21 @@ def match_names(names: Sequence[str], id2label: Mapping[int, str], label_column:
 
 
 def _candidates(names: list[str], model_names: list[str]) -> list[list[int]]:
-    """The classes of the model that each name may mean: by the whole name, otherwise by a synonym."""
-    spelling: Callable[[str], str] = _normalized
-    if len({_normalized(name) for name in model_names}) < len(set(model_names)):
-        # Names that differ only in case or underscores must then be spelt exactly.
-        spelling = str
-    whole: dict[str, list[int]] = {}
-    by_synonym: dict[str, set[int]] = {}
-    for index, name in enumerate(model_names):
-        whole.setdefault(spelling(name), []).append(index)
-        for synonym in _synonyms(spelling(name)):
-            by_synonym.setdefault(synonym, set()).add(index)
-    result = []
-    for name in names:
-        found = whole.get(spelling(name))
-        if found is None:
-            found = sorted(set().union(*(by_synonym.get(synonym, ()) for synonym in _synonyms(spelling(name)))))
-        result.append(found)
+    """The classes of the model that each name may mean: as it is spelt, by the whole name, or by a synonym.
+
+    A looser reading counts only where a stricter one finds nothing, so "Cardigan", a dog, and "cardigan", a jacket,
+    are told apart.
+    """
+    readings = (lambda name: {name}, lambda name: {_normalized(name)}, _synonyms)
+    result: list[list[int]] = [[] for _ in names]
+    for reading in readings:
+        classes: dict[str, set[int]] = {}
+        for index, name in enumerate(model_names):
+            for part in reading(name):
+                classes.setdefault(part, set()).add(index)
+        for place, name in enumerate(names):
+            if not result[place]:
+                result[place] = sorted(set().union(*(classes.get(part, ()) for part in reading(name))))
     return result
 
 
@@ -103,7 +101,7 @@ def _normalized(name: str) -> str:
 
 
 def _synonyms(name: str) -> set[str]:
-    return {part.strip() for part in name.split(",")} - {""}
+    return {part.strip() for part in _normalized(name).split(",")} - {""}
 
 
 def _some(names: list[str], limit: int = 5) -> str:

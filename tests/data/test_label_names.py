@@ -28,6 +28,14 @@ def test_the_whole_name_goes_before_a_synonym():
     assert match(["maillot, tank suit", "maillot"], ["maillot", "maillot, tank suit"]) == [1, 0]
 
 
+def test_names_that_differ_in_case_only_do_not_make_all_others_be_spelt_exactly():
+    # ImageNet has a dog "Cardigan" and a jacket "cardigan".
+    model = ["Cardigan", "cardigan", "English_springer", "chain_saw"]
+    assert match(["English springer", "cardigan", "chain saw", "Cardigan"], model) == [2, 1, 3, 0]
+    with pytest.raises(ValueError, match="'CARDIGAN', which could be any"):
+        match(["CARDIGAN"], model)
+
+
 def test_a_part_of_a_synonym_is_no_match():
     with pytest.raises(ValueError, match="does not know: 'springer'"):
         match(["springer"], IMAGENET)
