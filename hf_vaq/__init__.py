@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .calibration import calibrate, is_calibrated
 from .config import QuantConfig
 from .integration import quantize
+from .nn.fusion import set_fusion
 from .packing import pack
 from .version import __version__
 
@@ -25,6 +26,7 @@ __all__ = [
     "is_calibrated",
     "pack",
     "quantize",
+    "set_fusion",
 ]
 
 

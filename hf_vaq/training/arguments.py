@@ -51,6 +51,13 @@ class VaqTrainingArguments(TrainingArguments):
             f" learning_rate. If not given: {SCALE_LEARNING_RATE_FACTOR:g} * learning_rate."
         },
     )
+    fuse_quantizers: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to fuse quantizers with their layers, see hf_vaq.set_fusion. If not given the model"
+            " keeps its choice, which is by its size if nobody made another."
+        },
+    )
     drop_path: float | None = field(
         default=None,
         metadata={
@@ -121,6 +128,8 @@ class VaqTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}={value!r}: expected an integer, 1 or more.")
         if self.soft_label_recovery not in RECOVERIES:
             raise ValueError(f"soft_label_recovery={self.soft_label_recovery!r}: expected {' or '.join(RECOVERIES)}.")
+        if self.fuse_quantizers is not None and not isinstance(self.fuse_quantizers, bool):
+            raise ValueError(f"fuse_quantizers={self.fuse_quantizers!r}: expected True, False or None.")
         if not isinstance(self.oscillation_tracking, bool):
             raise ValueError(f"oscillation_tracking={self.oscillation_tracking!r}: expected True or False.")
         super().__post_init__()

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from ..calibration import calibrate, is_calibrated
 from ..integration.quantizer import keep_parameter_names
 from ..nn import weight_quantized_modules
+from ..nn.fusion import set_fusion
 from ..soft_labels.dataset import SoftLabelDataset
 from ..soft_labels.store import SoftLabelStore
 from .arguments import VaqTrainingArguments
@@ -198,6 +199,8 @@ class VaqTrainer(CompleteCheckpoints, PublishesPackedModels):
 
     def _set_up_model(self, model: nn.Module) -> None:
         keep_parameter_names(model)
+        if self.args.fuse_quantizers is not None:
+            set_fusion(model, self.args.fuse_quantizers)
         if self.args.drop_path is not None:
             set_drop_path(model, self.args.drop_path)
 

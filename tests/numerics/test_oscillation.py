@@ -57,3 +57,16 @@ def test_six_flips_pass_the_published_threshold_and_five_do_not():
 def test_percentage_counts_strictly_above_the_threshold():
     frequency = torch.tensor([[0.0, 0.5], [0.5001, 0.9]])
     assert oscillation_percentage(frequency, threshold=0.5).item() == 50
+
+
+@pytest.mark.slow
+def test_the_fused_update_equals_the_plain_one():
+    generator = torch.Generator().manual_seed(0)
+    plain = fused = start_oscillation(torch.randint(-8, 8, (200,), generator=generator).to(torch.int8))
+    for _ in range(5):
+        codes = torch.randint(-8, 8, (200,), generator=generator).to(torch.int8)
+        plain = update_oscillation(plain, codes, 0.1)
+        fused = update_oscillation(fused, codes, 0.1, fused=True)
+        assert torch.equal(plain.codes, fused.codes) and torch.equal(plain.direction, fused.direction)
+        torch.testing.assert_close(plain.frequency, fused.frequency, rtol=1e-6, atol=1e-7)
+    assert plain.frequency.max() > 0
