@@ -20,10 +20,10 @@ two levels, by whether the allocator gave its memory back to the system before.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import shlex
+import subprocess
 import sys
 import time
 import warnings
@@ -54,6 +54,10 @@ def main() -> None:
     unknown = [wanted for wanted in arguments.only if not any(wanted in name for name in builders)]
     if unknown:
         sys.exit(f"--only {' '.join(map(repr, unknown))}: no contestant of that name; see --list.")
+    parts = combinations(arguments)
+    if len(parts) > 1:
+        run_apart(parts)
+        return
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
@@ -64,19 +68,14 @@ def main() -> None:
             for name, builder in builders.items()
             if name == REFERENCE or any(wanted in name for wanted in arguments.only)
         }
-    for name in arguments.models:
-        model = shape(name)
-        folder = arguments.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for batch_size in arguments.batch_sizes:
-            task = Task(model, batch_size, arguments.threads, folder)
-            if "timing" in arguments.parts:
-                time_contestants(name, task, builders, arguments)
-            if "profile" in arguments.parts and not arguments.prepare:
-                profile(name, task, arguments)
-            gc.collect()
-        if "memory" in arguments.parts and not arguments.prepare:
-            measure_memory(name, task, arguments)
+    (name,), (part,) = arguments.models, arguments.parts
+    folder = arguments.folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    task = Task(shape(name), arguments.batch_sizes[0], arguments.threads, folder)
+    if part == "timing":
+        time_contestants(name, task, builders, arguments)
+    elif not arguments.prepare:
+        (profile if part == "profile" else measure_memory)(name, task, arguments)
 
 
 def parse() -> argparse.Namespace:
@@ -92,6 +91,31 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prepare", action="store_true", help="fill the folder and the caches; time nothing")
     parser.add_argument("--quick", action="store_true", help="three rounds, results beside the real ones (*_quick)")
     return parser.parse_args()
+
+
+def combinations(arguments: argparse.Namespace) -> list[list[str]]:
+    """The arguments of each single measurement: one part of one model, at one batch size where they are separate."""
+    found = []
+    for name in arguments.models:
+        for part in arguments.parts:
+            if part == "memory":
+                found.append(["--models", name, "--parts", part])
+            else:
+                sizes = map(str, arguments.batch_sizes)
+                found += [["--models", name, "--parts", part, "--batch_sizes", size] for size in sizes]
+    return found
+
+
+def run_apart(parts: list[list[str]]) -> None:
+    """Run each measurement in a process of its own.
+
+    Compiled code is shared between models of one class within a process, with shapes that become dynamic from the
+    second batch size on, and is given up after eight variants.
+    """
+    # argparse takes the last of several values
+    failed = [part for part in parts if subprocess.run([sys.executable, *sys.argv, *part]).returncode != 0]
+    if failed:
+        sys.exit(f"{len(failed)} of {len(parts)} measurements failed: {'; '.join(' '.join(part) for part in failed)}")
 
 
 def settle_environment(threads: int) -> None:

@@ -10,6 +10,9 @@ from torch import nn
 
 from .contestant import Contestant, Logits, Task
 
+FROZEN = {"freezing": True}
+"""Inductor keeps the weights in the layouts that its kernels like best, as every inference runtime does."""
+
 
 def float32_eager(task: Task) -> Contestant:
     return _contestant(task.model, task, size_bytes=_state_size(task.model))
@@ -20,13 +23,13 @@ def float32_compiled(task: Task) -> Contestant:
 
 
 def float32_frozen(task: Task) -> Contestant:
-    return _contestant(torch.compile(task.copy()), task, frozen=True)
+    return _contestant(torch.compile(task.copy(), options=FROZEN), task, frozen=True)
 
 
 def bfloat16_frozen(task: Task) -> Contestant:
     model = task.copy().to(torch.bfloat16)
     size = _state_size(model)
-    return _contestant(torch.compile(model), task, torch.bfloat16, size_bytes=size, frozen=True)
+    return _contestant(torch.compile(model, options=FROZEN), task, torch.bfloat16, size_bytes=size, frozen=True)
 
 
 def dynamic_int8(task: Task) -> Contestant:
@@ -50,7 +53,7 @@ def pt2e_static_int8(task: Task) -> Contestant:
         for seed in range(1, 4):
             prepared(task.pixels(seed=seed))
         converted = convert_pt2e(prepared)
-    run = torch.compile(converted)
+    run = torch.compile(converted, options=FROZEN)
     return Contestant(_inference(lambda: run(pixels), frozen=True))
 
 
@@ -60,7 +63,7 @@ def torchao_dynamic_int8(task: Task) -> Contestant:
     model = task.copy()
     quantize_(model, Int8DynamicActivationInt8WeightConfig())
     size = _state_size(model)
-    return _contestant(torch.compile(model), task, size_bytes=size, frozen=True)
+    return _contestant(torch.compile(model, options=FROZEN), task, size_bytes=size, frozen=True)
 
 
 BUILDERS = {
@@ -88,9 +91,8 @@ def _contestant(
 def _inference(call, frozen: bool = False):
     """Run without gradients: Inductor freezes only then, and torchao's tensors do not bear `inference_mode`.
 
-    Frozen: Inductor keeps the weights in the layouts that its kernels like best, as every inference runtime does. The
-    setting must hold while Dynamo traces, which is during the first call; as an option of `torch.compile` it comes too
-    late.
+    Frozen: `freezing` must hold while Dynamo traces, which is during the first call. As an option of `torch.compile`
+    alone it comes too late; but it is needed there too, or else the code of another model of this class is taken.
     """
 
     def run():

@@ -214,6 +214,8 @@ class _Benchmark:
         return exports
 
     def _calls(self, backends: list[str], exports: dict[str, ExportReport], batch_size: int) -> dict[str, Call]:
+        # A second batch size in one process would be compiled for any, which is slower than for one.
+        torch.compiler.reset()
         pixels = pixel_values(self.model, batch_size)
         calls = {FLOAT: eager_call(self.float, pixels)}
         if self.model is not self.float and "eager" in backends:
