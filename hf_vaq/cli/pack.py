@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Pack; the folder appears whole or not at all."""
     from .. import pack
+    from ..hub import CardOptions, complete_model_folder
     from ..job.models import load_image_processor, load_model
     from ..job.output import new_folder, weights_size
 
@@ -32,5 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"load {arguments.out} without one.",
                 file=sys.stderr,
             )
+        name = arguments.out.resolve().name
+        complete_model_folder(partial, CardOptions(name=name, where=name))
     print(f"{arguments.out}: {weights_size(arguments.out) / 1000:,.1f} kB of packed weights")
     return 0
