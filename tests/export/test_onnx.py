@@ -1,0 +1,126 @@
+"""Exports to ONNX: equal answers, integer products, narrow weights."""
+
+import collections
+
+import numpy as np
+import pytest
+import torch
+from export_helpers import packed_model, simulated_logits
+from helpers import FAMILIES, images
+
+from hf_vaq.export import export_onnx
+from hf_vaq.export.narrow import code_bits, onnx_opset, pack_little_endian
+
+onnx = pytest.importorskip("onnx", reason="needs the extra 'onnx'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
+
+BY_HEAD = {"weight_granularity": "head", "activation_granularity": "head"}
+
+
+def answers(folder, pixel_values):
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return session.run(None, {"pixel_values": pixel_values.numpy()})[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_answers_as_the_packed_model_and_multiplies_integers(family, tmp_path):
+    model = packed_model(family, weight_bits=2, activation_bits=3)
+    report = export_onnx(model, tmp_path / "out", verify=False)
+    pixel_values = images(3, seed=5)
+    expected = simulated_logits(model, pixel_values).numpy()
+    np.testing.assert_allclose(answers(tmp_path / "out", pixel_values), expected, atol=1e-6 * np.abs(expected).max())
+    assert report.products.integer == report.products.total >= 9
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"weight_bits": 4, "activation_bits": 4, **BY_HEAD},
+        {"weight_bits": 3, "activation_bits": 2, "weight_granularity": "channel"},
+        {"weight_bits": 4, "activation_bits": 4, "weight_granularity": "head"},
+        {"weight_bits": 8, "activation_bits": 8, "activation_granularity": "head"},
+    ],
+    ids=lambda config: "-".join(map(str, config.values())),
+)
+def test_every_granularity_and_width_is_an_integer_product(config, tmp_path):
+    model = packed_model("vit", **config)
+    report = export_onnx(model, tmp_path / "out", verify=False)
+    pixel_values = images(2, seed=5)
+    expected = simulated_logits(model, pixel_values).numpy()
+    np.testing.assert_allclose(answers(tmp_path / "out", pixel_values), expected, atol=1e-6 * np.abs(expected).max())
+    assert report.products.integer == report.products.total
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"weight_bits": 4, "activation_bits": None},
+        {"weight_bits": None, "activation_bits": 4},
+        {"weight_bits": 4, "activation_bits": 4, "quantize_attention": False},
+        {"weight_bits": 4, "activation_bits": 4, "edge_bits": None},
+    ],
+    ids=["weights", "activations", "no_attention", "no_edges"],
+)
+def test_what_is_not_quantized_stays_in_floating_point(config, tmp_path):
+    model = packed_model("vit", **config)
+    report = export_onnx(model, tmp_path / "out", verify=False)
+    pixel_values = images(2, seed=5)
+    expected = simulated_logits(model, pixel_values).numpy()
+    np.testing.assert_allclose(answers(tmp_path / "out", pixel_values), expected, atol=1e-5 * np.abs(expected).max())
+    assert report.products.integer < report.products.total
+
+
+@pytest.mark.parametrize(("bits", "opset", "stored"), [(2, 25, "INT2"), (3, 21, "INT4"), (4, 21, "INT4")])
+def test_weights_are_stored_in_the_narrowest_type_of_the_stated_opset(bits, opset, stored, tmp_path):
+    model = packed_model("vit", weight_bits=bits, activation_bits=4)
+    export_onnx(model, tmp_path / "out", verify=False)
+    exported = onnx.load(tmp_path / "out" / "model.onnx")
+    onnx.checker.check_model(exported, full_check=True)
+    assert onnx_opset(exported) == opset
+    tensors = [tensor for tensor in exported.graph.initializer if tensor.dims]
+    types = collections.Counter(onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in tensors)
+    assert types[stored] == 6  # q, k, v, o, fc1, fc2
+    codes = model.vit.layers[0].mlp.fc1.codes().numpy()
+    matches = [
+        tensor for tensor in tensors if "layers.0.mlp.fc1" in tensor.name and tensor.name.endswith(stored.lower())
+    ]
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(matches[0]).astype(np.int8), codes.T)
+
+
+def test_the_batch_is_free_and_the_image_size_fixed(tmp_path):
+    model = packed_model("vit", weight_bits=4, activation_bits=4)
+    export_onnx(model, tmp_path / "out", verify=False)
+    assert [answers(tmp_path / "out", images(count)).shape for count in (1, 5)] == [(1, 3), (5, 3)]
+    with pytest.raises(Exception, match="invalid dimensions"):
+        answers(tmp_path / "out", images(1, size=40))
+
+
+def test_the_file_names_no_place_of_this_machine(tmp_path):
+    export_onnx(packed_model("vit", weight_bits=4, activation_bits=4), tmp_path / "out", verify=False)
+    content = (tmp_path / "out" / "model.onnx").read_bytes()
+    assert b"site-packages" not in content and b".py" not in content
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_packed_integers_are_read_back_by_onnx(bits):
+    codes = np.random.default_rng(0).integers(-(1 << bits - 1), 1 << bits - 1, (3, 5), dtype=np.int8)
+    data_type = {2: onnx.TensorProto.INT2, 4: onnx.TensorProto.INT4}[bits]
+    tensor = onnx.TensorProto(dims=codes.shape, data_type=data_type, raw_data=pack_little_endian(codes, bits))
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), codes)
+
+
+@pytest.mark.parametrize(("codes", "bits"), [([-2, 1], 2), ([-2, 2], 4), ([-3, 1], 4), ([-8, 7], 4), ([0, 8], 8)])
+def test_the_narrowest_width_holds_every_code(codes, bits):
+    assert code_bits(np.array(codes)) == bits
+
+
+def test_the_packed_model_is_left_as_it_was(tmp_path):
+    model = packed_model("vit", weight_bits=4, activation_bits=4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    logits = simulated_logits(model, images())
+    attention, execution = model.config._attn_implementation, model.execution
+    export_onnx(model, tmp_path / "out", verify=False)
+    assert (model.config._attn_implementation, model.execution) == (attention, execution)
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(logits, simulated_logits(model, images()))
