@@ -1,0 +1,61 @@
+"""torch.compile of packed models: without graph breaks, with the same answers."""
+
+import copy
+
+import pytest
+import torch
+from helpers import build, images
+from inference_helpers import logits, packed, trained
+
+from hf_vaq.inference import compile_model, set_execution
+from hf_vaq.inference.backends import has_integer_instructions
+
+needs_integers = pytest.mark.skipif(not has_integer_instructions(), reason="needs a CPU with VNNI or AMX")
+
+
+@pytest.mark.slow
+@needs_integers
+@pytest.mark.parametrize("family", ["deit", "swin"])
+def test_a_compiled_model_has_no_graph_breaks_and_gives_the_answers_of_the_model(family):
+    model = packed(family)
+    compiled = compile_model(model)
+    for count in (1, 4):
+        torch.testing.assert_close(
+            compiled(pixel_values=images(count)).logits, logits(model, images(count)), rtol=1e-4, atol=1e-5
+        )
+    assert compiled.execution == model.execution and compiled.config is model.config
+    # The settings of the compiler are its own again.
+    assert not torch._inductor.config.freezing
+
+
+@pytest.mark.slow
+@needs_integers
+@pytest.mark.parametrize("backend", ["onednn", "int_mm"])
+def test_plain_torch_compile_works_on_a_model_that_was_used_before(backend):
+    model = set_execution(packed("deit"), "integer", backend=backend)
+    expected = logits(model)
+    with torch.inference_mode():
+        compiled = torch.compile(model, fullgraph=True)(pixel_values=images()).logits
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_integers
+def test_the_whole_forward_pass_is_one_graph():
+    graphs = []
+
+    def keep(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = packed("deit")
+    expected = logits(model)
+    with torch.inference_mode():
+        compiled = torch.compile(copy.copy(model), fullgraph=True, backend=keep)(pixel_values=images()).logits
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 1
+
+
+def test_only_packed_models_are_compiled_here():
+    for model in (build(), trained(calibrated=False)):
+        with pytest.raises(ValueError, match="is not packed"):
+            compile_model(model)
