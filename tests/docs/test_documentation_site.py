@@ -22,6 +22,7 @@ PUBLIC_MODULES = (
     "hf_vaq.soft_labels",
     "hf_vaq.evaluation",
     "hf_vaq.hub",
+    "hf_vaq.export",
     "hf_vaq.speed",
     "hf_vaq.analysis",
 )
