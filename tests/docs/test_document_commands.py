@@ -33,6 +33,8 @@ SMALL_TRAINING = shlex.split(
 )
 SMALL = {
     "train": SMALL_TRAINING,
+    "benchmark": ["--runs", "1", "--batch_sizes", "1", "--backends", "eager", "--no_memory"],
+    "push": ["--output", "to_be_published"],  # instead of a Hub
     "analyze": ["--max_images", "20", "--calibration_images", "20", "--groups", "ffn", "mhsa", "--device", "cpu"],
 }
 
