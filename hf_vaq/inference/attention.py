@@ -48,6 +48,10 @@ class AttentionEngine(nn.Module):
         self.reset()
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process or machine may have no kernel.
+        return {**self.__dict__, "_buffers": {"scales": None}, "ready": False, "supported": False}
+
     def takes(self, module: nn.Module) -> bool:
         """Whether this device computes attention on codes."""
         if not self.ready:

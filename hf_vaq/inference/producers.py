@@ -8,6 +8,7 @@ quantization after it. A GELU stays a staircase, which takes fewer instructions 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ class CodedLayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Byte codes of the normalized `x` if its reader takes them and there is a kernel; else the numbers."""
         owner, quantizer = self.reader
-        if not _can_emit(x, owner, quantizer) or self.weight is None or self.weight.dtype is not torch.float32:
+        parameters = (self.weight, self.bias)
+        if not _can_emit(x, owner, quantizer) or any(p is None or p.dtype is not torch.float32 for p in parameters):
             return super().forward(x)
         levels = integer_range(quantizer.bits, quantizer.signed)
         return ops.layer_norm_codes(x, self.weight, self.bias, self.eps, float(quantizer.scale), *levels)
@@ -68,6 +70,10 @@ class CodedActivation(nn.Module):
     def _apply(self, fn: Callable, recurse: bool = True) -> CodedActivation:
         self.reset()
         return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process or machine may have no kernel.
+        return {**self.__dict__, "_buffers": {"breakpoints": None, "steps": None}, "ready": False}
 
     @torch.compiler.disable(reason="the staircase is found once: use hf_vaq.inference.compile_model")
     def prepare(self) -> None:
