@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,13 @@ import datasets
 from ..data import (
     ImageClassificationDataset,
     LabelledSplit,
+    LabelLookup,
     dataset_label_names,
     load_dataset,
     training_transform,
 )
 from ..recipe import DataArguments
+from ..training.streaming import TrainingStream
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,11 @@ class Splits:
         Raises:
             ValueError: data set, split or column missing, or an empty split.
         """
-        dataset = load_dataset(arguments.dataset, arguments.dataset_config)
+        dataset = load_dataset(arguments.dataset, arguments.dataset_config, streaming=arguments.dataset_streaming)
         columns = (arguments.image_column, arguments.label_column)
         held_out = LabelledSplit.select(dataset, arguments.eval_split, *columns)
+        if held_out.streams:
+            held_out = dataclasses.replace(held_out, rows=_kept(held_out.rows, arguments.image_column))
         return cls(arguments, LabelledSplit.select(dataset, arguments.train_split, *columns), held_out)
 
     @property
@@ -47,9 +52,23 @@ class Splits:
         """Return the names of the classes for a new model."""
         return dataset_label_names(self.train.rows, self.arguments.label_column)
 
-    def training_set(self, id2label: Mapping[int, str], image_processor: Any) -> ImageClassificationDataset:
-        """Return the training images, varied as the arguments say."""
-        return self.train.dataset(id2label, training_transform(image_processor, self.arguments.augmentation()))
+    def training_set(
+        self, id2label: Mapping[int, str], image_processor: Any, seed: int = 0
+    ) -> ImageClassificationDataset | TrainingStream:
+        """Return the training images, varied as the arguments say; `seed` decides the order of a stream."""
+        transform = training_transform(image_processor, self.arguments.augmentation())
+        if not self.train.streams:
+            return self.train.dataset(id2label, transform)
+        feature = self.train.rows.features[self.train.label_column]
+        return TrainingStream(
+            self.train.rows,
+            LabelLookup(feature, self.train.label_column, id2label),
+            transform,
+            image_column=self.train.image_column,
+            label_column=self.train.label_column,
+            seed=seed,
+            buffer_size=self.arguments.shuffle_buffer,
+        )
 
     def labelled_images(self) -> datasets.Dataset:
         """Return the training images as they are, for stored soft labels."""
@@ -58,3 +77,13 @@ class Splits:
     def evaluation_set(self, id2label: Mapping[int, str], image_processor: Any) -> ImageClassificationDataset:
         """Return the held-out images."""
         return self.held_out.evaluation_set(id2label, image_processor)
+
+
+def _kept(stream: datasets.IterableDataset, image_column: str) -> datasets.Dataset:
+    """Return a stream as a data set that is stored among those that `datasets` keeps; its files are not decoded."""
+    encoded = stream.cast_column(image_column, datasets.Image(decode=False))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from encoded
+
+    return datasets.Dataset.from_generator(rows, features=encoded.features).cast_column(image_column, datasets.Image())

@@ -104,7 +104,8 @@ class _Run:
             )
 
         on_main_process(claim)
-        if self.resume and not (self.folder / output.RECIPE).is_file():
+        given = str(self.training.resume_from_checkpoint).lower()
+        if given == "true" and not (self.folder / output.RECIPE).is_file():
             self.report(f"nothing to resume in {self.folder}: the run starts at its beginning")
 
     def _prepare_model(self) -> None:
@@ -122,12 +123,11 @@ class _Run:
             self.processor = load_image_processor(arguments.model)
         check_input_format(self.processor, self.config)
         id2label = self.config.id2label
-        self.train_set = self.splits.training_set(id2label, self.processor)
+        self.train_set = self.splits.training_set(id2label, self.processor, self.training.data_seed)
         self.evaluation_set = self.splits.evaluation_set(id2label, self.processor)
         self.soft_labels = self._load_soft_labels()
-        self.report(
-            f"{len(self.train_set)} training and {len(self.evaluation_set)} held-out images, {len(id2label)} classes"
-        )
+        training = "a stream of" if self.recipe.data.dataset_streaming else f"{len(self.train_set)}"
+        self.report(f"{training} training and {len(self.evaluation_set)} held-out images, {len(id2label)} classes")
 
     def _load_soft_labels(self) -> SoftLabelStore | None:
         """Open the store of soft labels and compare it with images and model, if the recipe trains from one."""

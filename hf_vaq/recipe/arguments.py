@@ -74,6 +74,17 @@ class DataArguments:
     dataset_config: str | None = field(
         default=None, metadata={"help": "Configuration of the data set, where it has several."}
     )
+    dataset_streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training images as a stream, and keep none of them; the held-out ones are kept. Needs "
+            "max_steps and whole splits."
+        },
+    )
+    shuffle_buffer: int = field(
+        default=1000,
+        metadata={"help": "With dataset_streaming: images to choose the next one from, all of one part of the data."},
+    )
     train_split: str = field(
         default="train",
         metadata={"help": "Split to train and calibrate on; slices such as 'train[:500]' are accepted."},
@@ -110,6 +121,8 @@ class DataArguments:
                 "dataset is missing; accepted: 'digits', a local folder or .parquet file, or a Hub id, for instance "
                 "--dataset uoft-cs/cifar10."
             )
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}; accepted: 1 and above.")
         self.augmentation()
 
     def augmentation(self) -> Augmentation:

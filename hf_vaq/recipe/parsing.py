@@ -178,8 +178,26 @@ def _check(recipe: Recipe) -> None:
             f"float_num_train_epochs is {epochs:g}; accepted with model: 0, because a given model is not trained "
             "further in full precision."
         )
+    if recipe.data.dataset_streaming:
+        _check_streaming(recipe)
     if recipe.labels.soft_labels is not None:
         _check_soft_labels(recipe)
+
+
+def _check_streaming(recipe: Recipe) -> None:
+    """Refuse what cannot be done with images that come one after the other, nobody knows how many."""
+    if recipe.training.max_steps <= 0:
+        raise ValueError(
+            f"max_steps is {recipe.training.max_steps}; accepted with dataset_streaming: above 0, because the length "
+            "of an epoch is not known."
+        )
+    if recipe.model.model_config is not None:
+        raise ValueError("model_config is given; accepted with dataset_streaming: model, a full-precision one.")
+    if recipe.labels.soft_labels is not None:
+        raise ValueError(
+            "soft_labels are given with dataset_streaming; accepted: one of them, because the images of stored labels "
+            "are read in any order."
+        )
 
 
 def _check_soft_labels(recipe: Recipe) -> None:
