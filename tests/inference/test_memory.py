@@ -40,6 +40,7 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in kilobytes on Linux only")
 def test_loading_takes_at_most_one_and_a_half_times_the_packed_file(tmp_path):
     """Against a tiny model loaded before it, which stands for the runtime; a model of 21 MB packed, 300 MB float."""
