@@ -27,6 +27,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from transformers import (
 from hf_vaq import QuantConfig, calibrate, quantize
 from hf_vaq.job.report import format_table
 from hf_vaq.nn.fusion import set_fusion
+from hf_vaq.numerics.compiled import uncompiled
 from hf_vaq.numerics.fake_quantize import fake_quantize
 from hf_vaq.numerics.fused import Quantization, fused_gradients, fused_quantize
 from hf_vaq.numerics.groups import ScaleGroups
@@ -69,6 +71,7 @@ class Candidate:
         compiled: whether `torch.compile` gets the whole model.
         autocast: whether the forward pass runs under bfloat16 autocast.
         regularized: with bin regularizer and oscillation tracker.
+        no_compiler: as where there is none.
     """
 
     bits: int | None = None
@@ -77,6 +80,7 @@ class Candidate:
     compiled: bool = False
     autocast: bool = False
     regularized: bool = False
+    no_compiler: bool = False
 
 
 def candidates() -> dict[str, Candidate]:
@@ -97,6 +101,7 @@ def candidates() -> dict[str, Candidate]:
                 bits, compiled=True, autocast=True, regularized=regularized
             )
     found["W4A4, not fused"] = Candidate(4, fused=False)
+    found["W4A4, no compiler"] = Candidate(4, no_compiler=True)
     for peer in PEERS:
         found[peer] = Candidate(peer=peer)
     return found
@@ -171,6 +176,10 @@ def make_step(name: str, candidate: Candidate) -> tuple[Callable[[], float], int
         tracker.start(model)
 
     def step() -> float:
+        with uncompiled() if candidate.no_compiler else nullcontext():
+            return trained()
+
+    def trained() -> float:
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=candidate.autocast):
             loss = forward(pixel_values=pixel_values, labels=labels).loss
@@ -309,8 +318,11 @@ def _growth(step: Callable[[], float]) -> int:
 
 
 def _optimizer_of(step: Any) -> torch.optim.Optimizer:
-    cells = dict(zip(step.__code__.co_freevars, step.__closure__, strict=True))
-    return cells["optimizer"].cell_contents
+    def contents(function: Any) -> dict[str, Any]:
+        names = function.__code__.co_freevars
+        return {name: cell.cell_contents for name, cell in zip(names, function.__closure__, strict=True)}
+
+    return contents(contents(step)["trained"])["optimizer"]
 
 
 def _status(field: str) -> int:

@@ -81,9 +81,9 @@ def _give_up(error: BaseException) -> None:
     global _failure
     _failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     logger.warning(
-        "Quantizers run unfused because torch.compile does not work here: training steps take about one and a half"
-        " times as long. The results are the same to rounding. A C++ compiler (g++ or clang) is what it needs on a"
-        f" CPU, Triton on a GPU. The first error was {_failure}"
+        "Quantizers run as separate operations because torch.compile does not work here: training steps take longer,"
+        " see docs/training_speed.md. The results are the same to rounding. A C++ compiler (g++ or clang) is"
+        f" what it needs on a CPU, Triton on a GPU. The first error was {_failure}"
     )
 
 
