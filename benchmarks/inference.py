@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -150,7 +151,8 @@ def time_contestants(name: str, task, builders: dict, arguments: argparse.Namesp
             built = builder(task)
             built.run()
         except Exception as error:  # a peer that does not run here is a finding, and no reason to measure nothing
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            message = re.sub(r"\x1b\[\d+m", "", f"{type(error).__name__}: {error}")
+            reason = " ".join(message.split())[:300]
             absent[contestant] = reason
             print(f"{name} {task.batch_size}: {contestant} cannot run: {reason}", flush=True)
             continue

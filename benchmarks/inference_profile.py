@@ -24,12 +24,13 @@ from hf_vaq.nn import PackedWeight
 RUNS = 10
 KINDS = {
     "Linear layers": r"qlinear|_int_mm|addmm|linear|mkldnn",
+    "attention as one kernel (products, softmax, quantization)": r"hf_vaq::attention",
     "attention products": r"bmm|baddbmm|matmul|^aten::mm$|scaled_dot_product",
     "softmax, with quantization": r"softmax|amax.*exp|exp.*sum",
     "LayerNorm, with addition and quantization": r"layer_norm|var_mean|rsqrt|_welford",
     "GELU, with quantization": r"gelu|erf|tanh",
     "patch convolution": r"conv",
-    "quantization alone": r"round|clamp|clip|quantize",
+    "quantization alone": r"step_codes|round|clamp|clip|quantize",
     "copies and layout": r"copy|clone|contiguous|_to_copy|cat|permute|transpose|reshape|view|empty|index",
 }
 """Kind by the first pattern that an operator or kernel has in its name; everything else is "other"."""
