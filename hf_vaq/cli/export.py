@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export and print a table; the folder appears whole or not at all."""
+    from .. import QuantConfig, pack
     from ..export import FORMATS as formats
     from ..export import export_onnx, export_openvino
     from ..export.exporting import check_folder, packed_form
@@ -47,6 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_extra(arguments.format)
     check_folder(arguments.out, arguments.overwrite)
     model = load_model(arguments.model)
+    config = getattr(model.config, "quantization_config", None)
+    if isinstance(config, QuantConfig) and not config.packed:
+        print(f"hf-vaq: {arguments.model} is in training form: it is packed first", file=sys.stderr, flush=True)
+        model = pack(model)
     packed = packed_form(model)
     processor = load_image_processor(arguments.model)
     batches = _batches(arguments, processor, packed) if arguments.dataset else None

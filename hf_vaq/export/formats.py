@@ -10,7 +10,7 @@ from typing import Any
 from ..nn import PackedWeight
 from .extra import load_extra
 from .lowering import lower
-from .narrow import INT2_OPSET, code_bits, narrow_onnx
+from .narrow import INT2_OPSET, code_bits, narrow_onnx, runtime_has_int2
 from .openvino_graph import to_openvino
 from .quantizers import ONNX_OPSET, OnnxQuantizer, OpenVinoQuantizer
 from .runtimes import (
@@ -45,12 +45,15 @@ class Format:
 
 
 def write_onnx(model: Any, folder: Path) -> dict[str, Any]:
-    """Write `model.onnx`: operator set 25 if codes fit into 2 bits, else 21, the first with 4-bit integers."""
+    """Write `model.onnx`: operator set 25 if codes fit into 2 bits, else 21, the first with 4-bit integers.
+
+    Where the installed ONNX Runtime knows no 2-bit integers, 2-bit codes are stored in 4 bits.
+    """
     onnx = load_extra("onnx", "onnx")
     two_bits = any(
         code_bits(module.codes().numpy()) == 2 for module in model.modules() if isinstance(module, PackedWeight)
     )
-    opset = INT2_OPSET if two_bits else ONNX_OPSET
+    opset = INT2_OPSET if two_bits and runtime_has_int2() else ONNX_OPSET
     exported = narrow_onnx(trace(lower(model, OnnxQuantizer), opset))
     onnx.checker.check_model(exported, full_check=True)
     onnx.save(exported, folder / ONNX.file)

@@ -31,7 +31,8 @@ class ExportedLinear(nn.Module):
         self.for_onnx = issubclass(quantizer, OnnxQuantizer)
         self.input_quantizer = None if layer.input_quantizer is None else quantizer(layer.input_quantizer)
         self.integer_input = shared_input or self.input_quantizer is not None
-        self.register_buffer("bias", folded_bias(layer, self.input_quantizer))
+        bias = folded_bias(layer, self.input_quantizer)
+        self.register_buffer("bias", bias if self.for_onnx else _kept_bias(bias, layer.weight.shape[0]))
         self.heads = 1
         if not isinstance(layer, PackedWeight):
             self.register_buffer("weight_codes", None)
@@ -99,7 +100,8 @@ class ExportedConv2d(nn.Module):
         super().__init__()
         self.for_onnx = issubclass(quantizer, OnnxQuantizer)
         self.input_quantizer = None if layer.input_quantizer is None else quantizer(layer.input_quantizer)
-        self.register_buffer("bias", folded_bias(layer, self.input_quantizer))
+        bias = folded_bias(layer, self.input_quantizer)
+        self.register_buffer("bias", bias if self.for_onnx else _kept_bias(bias, layer.weight.shape[0]))
         # Models look up in which type their first layer computes.
         self.register_buffer("weight", torch.empty(0))
         self.shape = tuple(layer.weight.shape)
@@ -165,3 +167,13 @@ def folded_bias(layer: Layer, quantizer: ExportedQuantizer | None) -> Tensor | N
     row_sums = layer.weight.detach().double().flatten(1).sum(1)
     folded = row_sums * quantizer.offset
     return (folded if bias is None else folded + bias.double()).float()
+
+
+def _kept_bias(bias: Tensor | None, outputs: int) -> Tensor:
+    """A bias that OpenVINO keeps, because no entry is zero; what is added for that is far below any rounding.
+
+    Without a bias OpenVINO moves the scale of an integer product behind a LayerNorm that follows, as if that were
+    invariant to it: its epsilon is not, and then has no effect.
+    """
+    bias = torch.zeros(outputs) if bias is None else bias
+    return torch.where(bias == 0, torch.full_like(bias, 1e-30), bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from packaging.version import Version
 
 from .extra import load_extra
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 INT2_OPSET = 25
 """The first operator set of ONNX with 2-bit integers."""
+INT2_RUNTIME = Version("1.24")
+"""The first ONNX Runtime that widens them. There is none for Python 3.10."""
 
 
 def code_bits(codes: np.ndarray) -> int:
@@ -23,6 +26,11 @@ def code_bits(codes: np.ndarray) -> int:
     """
     low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
     return next(bits for bits in (2, 4, 8) if low >= -(1 << bits - 1) and high < 1 << bits - 1)
+
+
+def runtime_has_int2() -> bool:
+    """Whether the installed ONNX Runtime reads 2-bit integers."""
+    return Version(load_extra("onnxruntime", "onnx").__version__) >= INT2_RUNTIME
 
 
 def narrow_onnx(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,1 @@
+"""Files that are copied beside an exported model."""

@@ -1,0 +1,49 @@
+"""Exports to OpenVINO: equal answers, integer products in the runtime's own execution graph, narrow weights."""
+
+import numpy as np
+import pytest
+from export_helpers import packed_model, simulated_logits
+from helpers import images
+
+from hf_vaq.export import export_openvino
+
+openvino = pytest.importorskip("openvino", reason="needs the extra 'openvino'")
+pytest.importorskip("onnxscript", reason="needs the extra 'openvino'")
+
+BY_HEAD = {"weight_granularity": "head", "activation_granularity": "head"}
+
+
+def answers(folder, pixel_values):
+    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compiled(pixel_values.numpy())[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("vit", {"weight_bits": 4, "activation_bits": 4}),
+        ("deit_two_heads", {"weight_bits": 2, "activation_bits": 2, **BY_HEAD}),
+        ("dinov2_swiglu", {"weight_bits": 2, "activation_bits": 3, "weight_granularity": "channel"}),
+        ("beit", {"weight_bits": 4, "activation_bits": 4}),
+        ("swin", {"weight_bits": 4, "activation_bits": 4}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_it_answers_as_the_packed_model_and_multiplies_integers(family, config, tmp_path):
+    model = packed_model(family, **config)
+    report = export_openvino(model, tmp_path / "out", verify=False)
+    pixel_values = images(3, seed=5)
+    expected = simulated_logits(model, pixel_values).numpy()
+    found = answers(tmp_path / "out", pixel_values)
+    # A value that moves across a rounding threshold changes one image by more; a wrong graph changes all of them.
+    assert np.median(np.abs(found - expected).max(1)) < 2e-6 * np.abs(expected).max()
+    assert report.products.integer == report.products.total >= 9
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(2, "u2"), (4, "i4")])
+def test_weights_are_stored_in_the_narrowest_type(bits, stored, tmp_path):
+    model = packed_model("vit", weight_bits=bits, activation_bits=4)
+    export_openvino(model, tmp_path / "out", verify=False)
+    nodes = openvino.Core().read_model(tmp_path / "out" / "model.xml").get_ordered_ops()
+    types = [node.get_element_type().get_type_name() for node in nodes if node.get_type_name() == "Constant"]
+    assert types.count(stored) == 6  # q, k, v, o, fc1, fc2
