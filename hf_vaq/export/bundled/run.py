@@ -4,9 +4,13 @@ Prints, for each, its path, the best label and that label's probability. It read
 pillow and the runtime of the model (onnxruntime or openvino); no torch, no transformers.
 """
 
+from __future__ import annotations
+
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,12 +18,12 @@ from PIL import Image
 FOLDER = Path(__file__).resolve().parent
 
 
-def read_settings():
+def read_settings() -> dict[str, Any]:
     """The content of export.json."""
     return json.loads((FOLDER / "export.json").read_text(encoding="utf-8"))
 
 
-def load(settings):
+def load(settings: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
     """A function from pixel values, float32 (batch, channels, height, width), to logits, (batch, labels)."""
     path = str(FOLDER / settings["file"])
     if settings["format"] == "onnx":
@@ -33,7 +37,7 @@ def load(settings):
     return lambda pixel_values: compiled({settings["input"]["name"]: pixel_values})[0]
 
 
-def preprocess(picture, steps):
+def preprocess(picture: Image.Image, steps: dict[str, Any]) -> np.ndarray:
     """From a PIL image to float32 (channels, height, width); `steps` is the entry "image" of the settings."""
     picture = picture.convert("RGB")
     if steps["resize"] is not None:
@@ -48,7 +52,7 @@ def preprocess(picture, steps):
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
-def resized_shape(picture, size):
+def resized_shape(picture: Image.Image, size: dict[str, int]) -> tuple[int, int]:
     """Width and height: the stated ones, or those that give the shorter edge the stated length."""
     if "shortest_edge" not in size:
         return size["width"], size["height"]
@@ -58,7 +62,7 @@ def resized_shape(picture, size):
     return (edge, other) if picture.width <= picture.height else (other, edge)
 
 
-def main(paths):
+def main(paths: list[str]) -> None:
     """Print one line a picture."""
     if not paths:
         sys.exit(__doc__)
