@@ -218,7 +218,7 @@ def measure_memory(name: str, task, arguments: argparse.Namespace) -> None:
             "loading_over_size": None if use is None else round(use.loading / size, 3),
         }
         print(f"{name} {form}: {measured[form]}", flush=True)
-    write_part(arguments, [name, "memory"], measured)
+    write_part(arguments, [name, "memory"], {"forms": measured})
 
 
 def profile(name: str, task, arguments: argparse.Namespace) -> None:

@@ -88,7 +88,7 @@ def tables(measured: dict) -> str:
         if "timing" in model:
             parts.append(f"### {title}: speed\n\n{_timing(model['timing'])}")
         if "memory" in model:
-            parts.append(f"### {title}: size and memory\n\n{_memory(model['memory'])}")
+            parts.append(f"### {title}: size and memory\n\n{_memory(model['memory']['forms'])}")
         if "profile" in model:
             parts.append(f"### {title}: where the time goes\n\n{_profile(model['profile'])}")
     return "\n\n".join(parts)

@@ -12,7 +12,8 @@ point in it, which holds activations and gradients. Compiler and libraries are n
 Peers are run if they can be imported, and named if not: torchao (int8 activations, int4 weights, Linears only) and
 brevitas (learned scales, Linears only; attention is not quantized by either).
 
-    python benchmarks/training_step.py              # all; see docs/training_speed.md for how long it takes
+    python benchmarks/training_step.py                      # all; see docs/training_speed.md for how long it takes
+    python benchmarks/training_step.py --models swin-t      # one model; the other one stays in the results
     python benchmarks/training_step.py --quick      # DeiT-T, few candidates, three rounds; writes nothing
 """
 
@@ -34,7 +35,7 @@ from typing import Any
 
 import torch
 import transformers
-from reporting import write_results
+from reporting import RESULTS, write_results
 from torch import Tensor, nn
 from transformers import (
     DeiTConfig,
@@ -137,11 +138,18 @@ def main() -> None:
     if absent:
         print(f"not measured, because they are not installed here: {', '.join(absent)}", flush=True)
     names = [REFERENCE, *(name for name in names if name != REFERENCE and name not in absent)]
-    measured: dict[str, Any] = {"not_installed": absent, "quantizers": measure_quantizers()}
+    quantizers = measure_quantizers()
     for model in arguments.models:
-        measured[model] = measure_model(model, names, arguments)
-    if not arguments.quick:
-        print(f"written to {write_results('training_step', measured)}")
+        rows = measure_model(model, names, arguments)
+        if not arguments.quick:
+            measured = {**earlier(), "not_installed": absent, "quantizers": quantizers, model: rows}
+            print(f"written to {write_results('training_step', measured)}")
+
+
+def earlier() -> dict[str, Any]:
+    """What is in the results already."""
+    path = RESULTS / "training_step.json"
+    return json.loads(path.read_text())["measured"] if path.is_file() else {}
 
 
 # One step

@@ -150,10 +150,9 @@ class SettingsMeasurement:
     ) -> dict[str, Measured]:
         device = next(self.model.parameters()).device
         pixel_values, labels = batch["pixel_values"].to(device), batch["labels"].to(device)
-        everything: frozenset[Part] = self.board.parts
         results: dict[str, Measured] = {}
         # One base at a time, so that the outputs of the blocks are kept once and not twice.
-        nothing_first = sorted(missing, key=lambda name: self._nearer_base(missing[name]) is everything)
+        nothing_first = sorted(missing, key=lambda name: len(self._nearer_base(missing[name])))
         bases: dict[frozenset[Part], tuple[Tensor, list, float]] = {}
         reference = self._base(bases, frozenset(), pixel_values)[0]
         for name in nothing_first:

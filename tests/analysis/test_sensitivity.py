@@ -42,6 +42,22 @@ def test_skipping_blocks_changes_no_measurement(family):
             assert (measured[name].correct, measured[name].images) == (expected.correct, 4)
 
 
+def test_a_batch_takes_one_forward_pass_a_setting_and_no_more():
+    model = quantized("vit")
+    board = Switchboard(model)
+    groups = find_groups(model, board)
+    # In the order of the analysis: both settings of a group one after the other.
+    settings = {"none": frozenset(), "all": board.parts}
+    for group in groups:
+        settings |= {f"only {group.name}": group.parts, f"but {group.name}": board.parts - group.parts}
+    passes = []
+    handle = model.register_forward_hook(lambda module, args, output: passes.append(1))
+    batch = {"pixel_values": images(4, 1), "labels": torch.arange(4) % 3}
+    SettingsMeasurement(model, board, settings).run([batch, batch])
+    handle.remove()
+    assert len(passes) == 2 * len(settings)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kinds_and_blocks_each_cover_the_blocks_once(family):
     model = quantized(family)

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 TOKENS = {"hf_writer": ("tester", "write"), "hf_reader": ("tester", "read"), "hf_stranger": ("stranger", "write")}
-LARGE_SUFFIXES = (".safetensors", ".png", ".arrow", ".onnx")
+LARGE_SUFFIXES = (".safetensors", ".png", ".arrow", ".parquet", ".onnx")
 KINDS = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
 
 
@@ -310,15 +310,41 @@ def tree(request: Handler, hub: Hub, kind: str, repo_id: str, revision: str, fol
     if found is None:
         request.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return
-    entries = []
-    for name, content in sorted(found.files.items()):
-        if name.startswith(folder or ""):
-            entry = {"type": "file", "path": name, "size": len(content), "oid": git_id(content)}
-            if name.endswith(LARGE_SUFFIXES):
-                oid = hashlib.sha256(content).hexdigest()
-                entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 130}
-            entries.append(entry)
+    entries = [file_entry(name, found) for name in sorted(found.files) if name.startswith(folder or "")]
     request.answer(200, entries)
+
+
+def paths_info(request: Handler, hub: Hub, kind: str, repo_id: str, revision: str) -> None:
+    repository = request.repository(hub, kind, repo_id)
+    if repository is None:
+        return
+    found = repository.find(revision)
+    if found is None:
+        request.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return
+    entries = []
+    for path in wanted_paths(request):
+        if path in found.files:
+            entries.append(file_entry(path, found))
+        elif any(name.startswith(f"{path}/") for name in found.files):
+            entries.append({"type": "directory", "path": path, "oid": git_id(path.encode())})
+    request.answer(200, entries)
+
+
+def wanted_paths(request: Handler) -> list[str]:
+    """The paths of a request, which a client sends as JSON or as a form."""
+    if "json" in request.headers.get("Content-Type", ""):
+        return json.loads(request.body)["paths"]
+    return parse_qs(request.body.decode())["paths"]
+
+
+def file_entry(name: str, commit: Commit) -> dict[str, object]:
+    content = commit.files[name]
+    entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": git_id(content)}
+    if name.endswith(LARGE_SUFFIXES):
+        oid = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 130}
+    return entry
 
 
 def create_branch(request: Handler, hub: Hub, kind: str, repo_id: str, branch: str) -> None:
@@ -378,7 +404,13 @@ def resolve(request: Handler, hub: Hub, prefix: str | None, repo_id: str, revisi
         if name.endswith(LARGE_SUFFIXES):
             digest = hashlib.sha256(content).hexdigest()
             headers = {"ETag": f'"{digest}"', "X_Linked_ETag": f'"{digest}"', "X_Linked_Size": str(len(content))}
-        request.answer(200, content, X_Repo_Commit=commit.sha, **headers)
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
+        status = 200
+        if part is not None:
+            first, last = int(part[1]), min(int(part[2] or len(content)), len(content) - 1)
+            headers["Content_Range"] = f"bytes {first}-{last}/{len(content)}"
+            status, content = 206, content[first : last + 1]
+        request.answer(status, content, X_Repo_Commit=commit.sha, Accept_Ranges="bytes", **headers)
 
 
 def coding_agents(request: Handler, hub: Hub) -> None:
@@ -395,6 +427,7 @@ ROUTES: list[tuple[str, Callable]] = [
     (_REPO + r"(?:/revision/(.+))?", information),
     (_REPO + r"/preupload/(.+)", preupload),
     (_REPO + r"/commit/(.+)", commit),
+    (_REPO + r"/paths-info/(.+)", paths_info),
     (_REPO + r"/tree/(refs/pr/\d+|[^/]+)(?:/(.*))?", tree),
     (_REPO + r"/branch/(.+)", create_branch),
     (_REPO + r"/refs", list_refs),
