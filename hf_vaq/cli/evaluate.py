@@ -92,10 +92,11 @@ def run(arguments: argparse.Namespace) -> int:
         progress=True,
         num_images=_expected(whole, arguments.max_images),
     )
+    commits = [_commit(hub_identity(name, **options, repo_type="model")) for name, options in names]
     report = EvaluationReport(
         models=[
-            EvaluatedModel.of(name, model, saved_size(model), result)
-            for name, model, result in zip(arguments.models, models, results, strict=True)
+            EvaluatedModel.of(given, model, saved_size(model), result, commit)
+            for given, model, result, commit in zip(arguments.models, models, results, commits, strict=True)
         ],
         data=_data(arguments, split, hub_identity(arguments.dataset, arguments.dataset_revision)),
         settings={
@@ -125,6 +126,10 @@ def _model_and_revision(name: str, arguments: argparse.Namespace) -> tuple[str, 
     elif arguments.revision is not None:
         raise ValueError(f"revision is {arguments.revision!r}, and {name} names one too; accepted: one of them.")
     return hub_id, {} if revision is None else {"revision": revision}
+
+
+def _commit(identity: tuple[str, str] | None) -> str | None:
+    return None if identity is None else identity[1]
 
 
 def _expected(split: LabelledSplit, max_images: int | None) -> int | None:

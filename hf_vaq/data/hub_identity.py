@@ -1,4 +1,4 @@
-"""Under which full name and commit the Hub keeps a data set."""
+"""Under which full name and commit the Hub keeps a data set or a model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ logger = logging.get_logger(__name__)
 _HUB_ERRORS = (*HfHubHTTPError.__bases__, OSError)
 
 
-def hub_identity(name: str | Path, revision: str | None = None) -> tuple[str, str] | None:
+def hub_identity(
+    name: str | Path, revision: str | None = None, *, repo_type: str = "dataset"
+) -> tuple[str, str] | None:
     """Return id and commit of a data set: ("ILSVRC/imagenet-1k", "49e2...") for "imagenet-1k", which the Hub resolves.
 
+    Args:
+        name: as it was given for loading.
+        revision: branch, tag or commit; None for the main branch.
+        repo_type: "dataset" or "model".
+
     Returns:
-        None for what is bundled or local, and where the Hub cannot be asked (a data set from the cache).
+        None for what is bundled or local, and where the Hub cannot be asked (what was loaded is from the cache).
     """
     if not is_on_the_hub(name):
         return None
     try:
-        info = HfApi().dataset_info(str(name), revision=revision)
+        info = HfApi().repo_info(str(name), revision=revision, repo_type=repo_type)
     except _HUB_ERRORS as error:
-        logger.info("The Hub does not tell id and commit of the data set %s: %s", name, error)
+        logger.info("The Hub does not tell id and commit of the %s %s: %s", repo_type, name, error)
         return None
     return info.id, info.sha

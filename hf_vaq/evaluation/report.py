@@ -72,9 +72,15 @@ class EvaluatedModel:
     result: EvaluationResult
 
     @classmethod
-    def of(cls, name: str, model: torch.nn.Module, size_bytes: int, result: EvaluationResult) -> EvaluatedModel:
+    def of(
+        cls,
+        name: str,
+        model: torch.nn.Module,
+        size_bytes: int,
+        result: EvaluationResult,
+        revision: str | None = None,
+    ) -> EvaluatedModel:
         """Describe a model that was evaluated."""
-        revision = getattr(model.config, "_commit_hash", None)
         return cls(name, revision, describe_form(model), describe_execution(model), size_bytes, result)
 
     def hits(self, k: int) -> np.ndarray:
