@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from hf_vaq.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("hf-vaq", "torch", "torchvision", "transformers", "accelerate", "datasets")
-
-
-def machine() -> dict[str, Any]:
-    """Processor, threads and versions."""
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-    }
 
 
 def write_results(name: str, measured: Any) -> Path:
@@ -50,13 +34,3 @@ def data_folder(*parts: str) -> list[str]:
         if not path.exists():
             sys.exit(f"HF_VAQ_DATA={root} has no {path.name}, see docs/benchmarks.md.")
     return [str(path) for path in paths]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("hf-vaq", "torch", "torchvision", "transformers", "datasets", "evaluate")
+PACKAGES = ("hf-vaq", "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate")
 
 
 def machine() -> dict[str, Any]:

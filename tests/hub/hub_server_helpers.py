@@ -174,6 +174,19 @@ class Handler(BaseHTTPRequestHandler):
             return None
         return repository
 
+    def commit(
+        self, hub: Hub, kind: str, repo_id: str, revision: str, *, write: bool = False
+    ) -> tuple[Repository, Commit] | tuple[None, None]:
+        """The repository and what a revision names in it; otherwise the refusal is sent."""
+        repository = self.repository(hub, kind, repo_id, write=write)
+        if repository is None:
+            return None, None
+        found = repository.find(revision)
+        if found is None:
+            self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return None, None
+        return repository, found
+
 
 def whoami(request: Handler, hub: Hub) -> None:
     user = request.who()
@@ -226,12 +239,8 @@ def create_repository(request: Handler, hub: Hub) -> None:
 
 
 def information(request: Handler, hub: Hub, kind: str, repo_id: str, revision: str | None) -> None:
-    repository = request.repository(hub, kind, repo_id)
-    if repository is None:
-        return
-    commit = repository.find(revision or "main")
+    repository, commit = request.commit(hub, kind, repo_id, revision or "main")
     if commit is None:
-        request.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return
     request.answer(
         200,
@@ -250,12 +259,8 @@ def information(request: Handler, hub: Hub, kind: str, repo_id: str, revision: s
 
 
 def preupload(request: Handler, hub: Hub, kind: str, repo_id: str, revision: str) -> None:
-    repository = request.repository(hub, kind, repo_id, write=True)
-    if repository is None:
-        return
-    commit = repository.find(revision)
+    _, commit = request.commit(hub, kind, repo_id, revision, write=True)
     if commit is None:
-        request.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return
     answers = []
     for file in json.loads(request.body)["files"]:
@@ -268,12 +273,8 @@ def preupload(request: Handler, hub: Hub, kind: str, repo_id: str, revision: str
 
 
 def commit(request: Handler, hub: Hub, kind: str, repo_id: str, revision: str) -> None:
-    repository = request.repository(hub, kind, repo_id, write=True)
-    if repository is None:
-        return
-    parent = repository.find(revision)
+    repository, parent = request.commit(hub, kind, repo_id, revision, write=True)
     if parent is None:
-        request.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return
     files, lines = dict(parent.files), [json.loads(line) for line in request.body.splitlines()]
     header = lines[0]["value"]
@@ -303,24 +304,16 @@ def commit(request: Handler, hub: Hub, kind: str, repo_id: str, revision: str) -
 
 
 def tree(request: Handler, hub: Hub, kind: str, repo_id: str, revision: str, folder: str | None) -> None:
-    repository = request.repository(hub, kind, repo_id)
-    if repository is None:
-        return
-    found = repository.find(revision)
+    _, found = request.commit(hub, kind, repo_id, revision)
     if found is None:
-        request.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return
     entries = [file_entry(name, found) for name in sorted(found.files) if name.startswith(folder or "")]
     request.answer(200, entries)
 
 
 def paths_info(request: Handler, hub: Hub, kind: str, repo_id: str, revision: str) -> None:
-    repository = request.repository(hub, kind, repo_id)
-    if repository is None:
-        return
-    found = repository.find(revision)
+    _, found = request.commit(hub, kind, repo_id, revision)
     if found is None:
-        request.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return
     entries = []
     for path in wanted_paths(request):
