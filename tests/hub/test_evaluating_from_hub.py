@@ -6,7 +6,7 @@ import datasets
 import pytest
 from helpers import pictures
 
-MODEL, DATA = "tester/evaluated", "tester/animals"
+MODEL, DATA = "tester/evaluated", "tester/pictures_of_animals"
 UPLOAD = """
 from huggingface_hub import HfApi
 api = HfApi()
