@@ -1,14 +1,37 @@
-"""Folders that appear whole or not at all, whatever interrupts the process that writes them."""
+"""Files and folders that appear whole or not at all, whatever interrupts the process that writes them."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 LEFTOVERS = ".*.partial-*"
 """Pattern of the names that unfinished folders and files have, beside those they will get."""
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file that takes the name `path` once the block ends well and it is on the disk."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            _flush(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def replace_folder(finished: Path, folder: Path) -> None:
@@ -50,11 +73,7 @@ def flush_folder(folder: Path) -> None:
     """Wait until the files of a folder are on the disk: after a power cut a renamed folder would else be empty."""
     for root, _, names in os.walk(folder):
         for name in [*names, "."]:
-            descriptor = os.open(os.path.join(root, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _flush(Path(root, name))
 
 
 def write_problem(folder: Path, size: int = 1 << 20) -> str | None:
@@ -78,3 +97,11 @@ def write_problem(folder: Path, size: int = 1 << 20) -> str | None:
 
 def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial-old")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

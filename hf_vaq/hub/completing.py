@@ -11,9 +11,10 @@ from pathlib import Path
 from transformers import AutoConfig, PretrainedConfig
 
 from ..config import QUANT_METHOD, QuantConfig
-from ..soft_labels.files import whole_file
+from ..files import whole_file
 from . import layout
-from .card import CardFacts, Figure, model_card
+from .card import model_card
+from .facts import CardFacts, Figure
 from .figures import CAPTIONS
 from .records import (
     Accuracy,

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..files import LEFTOVERS, remove_leftovers, replace_folder, write_problem
+from ..files import LEFTOVERS, remove_leftovers, replace_folder, whole_file, write_problem
 
 FLOAT = "float"
 FLOAT_CHECKPOINTS = "float_checkpoints"
@@ -126,14 +126,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ValueError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import write_json
+from ..files import write_json
 from .records import RecordLayout
 
 FORMAT = "hf_vaq soft labels"

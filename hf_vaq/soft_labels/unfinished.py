@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ..files import remove_leftovers, whole_file, write_json
 from .card import store_card
-from .files import remove_partial_files, whole_file, write_json
 from .images import EncodedImages
 from .metadata import METADATA, LabelSettings, Shard, StoreMetadata
 from .records import ImageLabels
@@ -50,7 +50,7 @@ class UnfinishedStore:
         elif plan.is_file():
             self._check_same(_read_plan(plan))
             for folder in (self.folder, self.folder / "data"):
-                remove_partial_files(folder)
+                remove_leftovers(folder)
             if not images.streams:
                 self._check_images(images)
         elif self.folder.exists() and (not self.folder.is_dir() or self._foreign_entries()):
@@ -60,7 +60,7 @@ class UnfinishedStore:
             )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_partial_files(self.folder)
+            remove_leftovers(self.folder)
             write_json(plan, asdict(self.settings))
         (self.folder / "data").mkdir(exist_ok=True)
         return finished

@@ -11,8 +11,9 @@ import torch
 from soft_label_helpers import SIZE, files_of, photographs, processor, store_of, teacher
 from transformers import TimmWrapperConfig
 
+from hf_vaq import files
 from hf_vaq.data import ImageDecodeError
-from hf_vaq.soft_labels import CropSampling, SoftLabelStore, draw_crops, files, label_dataset
+from hf_vaq.soft_labels import CropSampling, SoftLabelStore, draw_crops, label_dataset
 from hf_vaq.soft_labels.teacher import LabelingTeacher
 
 
