@@ -66,15 +66,19 @@ class Engine(nn.Module):
         return state
 
 
-class LinearEngine(Engine):
-    """A linear layer with a quantized input of its own."""
+class LayerEngine(Engine):
+    """A layer with a quantized input of its own, as one product."""
 
-    def prepare(self, layer: PackedLinear) -> bool:
+    def prepare(self, layer: PackedLinear | PackedConv2d) -> bool:
         """Prepare the int8 weight; whether there is one."""
         return self.is_ready(
             layer.weight_codes.device,
             lambda backend: IntegerGemm([ScaledWeight.of(layer)], layer.input_quantizer, backend),
         )
+
+
+class LinearEngine(LayerEngine):
+    """A linear layer."""
 
     def forward(self, layer: PackedLinear, x: Tensor) -> Tensor:
         """(..., in_features), floating point or byte codes, to (..., out_features)."""
@@ -157,7 +161,7 @@ class SliceEngine(nn.Module):
         return x[..., self.start : self.stop]
 
 
-class PatchEngine(Engine):
+class PatchEngine(LayerEngine):
     """A convolution that cuts the image into patches, as a matrix product on the codes of the patches."""
 
     def reset(self) -> None:
@@ -168,13 +172,6 @@ class PatchEngine(Engine):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_buffers": {"float_weight": None}}
-
-    def prepare(self, layer: PackedConv2d) -> bool:
-        """Prepare the int8 weight; whether there is one."""
-        return self.is_ready(
-            layer.weight_codes.device,
-            lambda backend: IntegerGemm([ScaledWeight.of(layer)], layer.input_quantizer, backend),
-        )
 
     def forward(self, layer: PackedConv2d, x: Tensor) -> Tensor:
         """(batch, in_channels, height, width) to (batch, out_channels, height', width')."""
