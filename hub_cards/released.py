@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hf_vaq.hub.card import CardFacts, model_card
+from hf_vaq.hub.card import model_card
+from hf_vaq.hub.facts import CardFacts
 from hf_vaq.hub.records import accuracies_of_run, training_of_recipe
 from hf_vaq.hub.scheme import planned_scheme
 from hf_vaq.job.models import new_model_config

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+TASK = "image-classification"
 _METRICS = (("top1", "accuracy", "Top-1 accuracy"), ("top5", "top_5_accuracy", "Top-5 accuracy"))
 
 
@@ -33,19 +34,32 @@ def eval_results(evaluation: Mapping[str, Any], model: str | None = None) -> lis
     data = evaluation["data"]
     public = data["dataset_id"] or PurePath(data["dataset"]).name
     arguments = {name: data[name] for name in ("max_images", "seed") if data["max_images"] is not None}
+    return accuracy_results(
+        figures[model],
+        dataset_type=public,
+        dataset_name=public,
+        dataset_config=data["dataset_config"],
+        dataset_split=data["split"],
+        dataset_revision=data["dataset_revision"],
+        dataset_args=arguments or None,
+    )
+
+
+def accuracy_results(percent: Mapping[str, float], **dataset: Any) -> list[EvalResult]:
+    """Return top-1 and top-5 of one model on one set of images as entries of a card's `model-index`.
+
+    Args:
+        percent: "top1" and "top5", in percent.
+        **dataset: which images: the fields of `EvalResult` whose names begin with `dataset_`.
+    """
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type=TASK,
             task_name="Image Classification",
-            dataset_type=public,
-            dataset_name=public,
-            dataset_config=data["dataset_config"],
-            dataset_split=data["split"],
-            dataset_revision=data["dataset_revision"],
-            dataset_args=arguments or None,
             metric_type=metric,
             metric_name=name,
-            metric_value=round(figures[model][key] / 100, 6),
+            metric_value=round(percent[key] / 100, 6),
+            **dataset,
         )
         for key, metric, name in _METRICS
     ]

@@ -1,8 +1,9 @@
 """Publishing: cards made from data, and commits to the Hub."""
 
-from .card import CardFacts, model_card
+from .card import model_card
 from .completing import CardOptions, complete_model_folder
 from .errors import HubError
+from .facts import CardFacts
 from .in_memory import push_model
 from .publishing import Target, check_target, publish_folder
 from .staging import stage_model
