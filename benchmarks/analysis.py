@@ -23,7 +23,7 @@ from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTF
 from hf_vaq import QuantConfig
 from hf_vaq.analysis import analyze_sensitivity, analyze_variation
 from hf_vaq.analysis.sensitivity import ALL_BUT, ONLY
-from hf_vaq.job.report import format_table
+from hf_vaq.tables import format_table
 
 
 class RandomImages(torch.utils.data.Dataset):

@@ -15,8 +15,8 @@ from pathlib import Path
 from reporting import write_results
 
 from hf_vaq.job import RunResult, run_recipe
-from hf_vaq.job.report import format_table
 from hf_vaq.recipe import load_recipe
+from hf_vaq.tables import format_table
 
 RECIPES = {"variation-aware": "digits/vit_w2a2", "plain LSQ": "digits/vit_w2a2_lsq"}
 

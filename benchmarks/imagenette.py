@@ -17,8 +17,8 @@ from pathlib import Path
 from reporting import data_folder, write_results
 
 from hf_vaq.job import RunResult, run_recipe
-from hf_vaq.job.report import format_table
 from hf_vaq.recipe import load_recipe
+from hf_vaq.tables import format_table
 
 RECIPES = ("imagenette/vit_tiny_w8a8", "imagenette/vit_tiny_w4a4")
 

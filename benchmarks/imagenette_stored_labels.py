@@ -24,8 +24,8 @@ from reporting import data_folder, write_results
 
 from hf_vaq.job import RunResult, run_recipe
 from hf_vaq.job.label import label_recipe
-from hf_vaq.job.report import format_table
 from hf_vaq.recipe import load_recipe
+from hf_vaq.tables import format_table
 
 RECIPE = "imagenette/vit_tiny_w4a4_stored_labels"
 

@@ -24,8 +24,8 @@ from reporting import data_folder, write_results
 from transformers import ViTImageProcessor
 
 from hf_vaq.data import Augmentation, load_dataset, training_transform
-from hf_vaq.job.report import format_table
 from hf_vaq.soft_labels.crops import INTERPOLATIONS, CropSampling, cut_crop, draw_crops
+from hf_vaq.tables import format_table
 
 SIZE = (500, 375)
 IMAGES = 64

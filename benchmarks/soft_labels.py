@@ -46,12 +46,12 @@ from hf_vaq.data import (
     training_transform,
 )
 from hf_vaq.data import dataset as online_data
-from hf_vaq.job.report import format_table
 from hf_vaq.soft_labels import SoftLabelStore, label_dataset
 from hf_vaq.soft_labels import dataset as stored_data
 from hf_vaq.soft_labels.images import EncodedImage, EncodedImages
 from hf_vaq.soft_labels.metadata import Shard
 from hf_vaq.soft_labels.store import file_checksum
+from hf_vaq.tables import format_table
 
 CROPS = 500
 CLASSES = 1000

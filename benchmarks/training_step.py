@@ -46,13 +46,13 @@ from transformers import (
 )
 
 from hf_vaq import QuantConfig, calibrate, quantize
-from hf_vaq.job.report import format_table
 from hf_vaq.nn.fusion import set_fusion
 from hf_vaq.numerics.compiled import uncompiled
 from hf_vaq.numerics.fake_quantize import fake_quantize
 from hf_vaq.numerics.fused import Quantization, fused_gradients, fused_quantize
 from hf_vaq.numerics.groups import ScaleGroups
 from hf_vaq.speed.timing import InterleavedTimes, time_interleaved
+from hf_vaq.tables import format_table
 from hf_vaq.training.oscillation import OscillationTracker
 from hf_vaq.training.regularization import model_bin_regularizer
 

@@ -1,4 +1,4 @@
-"""Where something was measured: processor, threads, accelerator, versions."""
+"""The machine: where something runs, and where it was measured (processor, threads, accelerator, versions)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("hf-vaq", "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate")
 
@@ -24,6 +27,13 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Return `device`; of None, an accelerator where there is one, otherwise the CPU."""
+    import torch
+
+    return torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
 def _processor() -> str:

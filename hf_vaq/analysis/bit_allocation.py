@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +15,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..config import QuantConfig
-from ..nn import weight_quantized_modules
-from ..nn.attention import QUANTIZED_TENSORS
+from ..machine import choose_device
 from ..numerics.levels import check_bits
-from ..numerics.packing import packed_size
 from ..packing import pack
 from .extra import load_extra
-from .groups import block_names, locate
 from .measuring import Measured
 from .preparing import QuantizedCopies, batches_of
 from .sensitivity import EVERYTHING, FULL_PRECISION, measure_settings
-from .switching import Part, Switchboard
+from .switching import Switchboard
+from .units import Unit, average_bits, find_units, module_overrides, packed_bytes, total_bytes
 
 if TYPE_CHECKING:
     import pandas
@@ -69,23 +66,6 @@ class Budget:
                 " 3.5, or the size of the packed model, such as 900kB or 1.2MB."
             )
         return cls(average_bits=bits)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What gets one bit-width: the self-attention or the MLP of one block.
-
-    Attributes:
-        name: `block.<i>.mhsa` or `block.<i>.ffn`.
-        parts: its quantizers.
-        modules: the names by which `module_overrides` knows it.
-        weights: number of weights of each of its layers.
-    """
-
-    name: str
-    parts: frozenset[Part]
-    modules: tuple[str, ...]
-    weights: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -201,7 +181,7 @@ def suggest_bits(
     for bits in candidates:
         check_bits(bits, "candidates")
     load_extra("scipy.optimize")
-    device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    device = choose_device(device)
     batches = batches_of(images, batch_size)
     copies = QuantizedCopies(model, list(batches_of(calibration, batch_size)), device, cache)
     noise: dict[str, dict[int, float]] = {}
@@ -210,7 +190,7 @@ def suggest_bits(
         quantized, folder = copies.quantized(_with(config, bits))
         board = Switchboard(quantized)
         units = find_units(quantized, board)
-        fixed_bytes = _tensor_bytes(pack(quantized)) - _units_bytes(units, {unit.name: bits for unit in units})
+        fixed_bytes = _tensor_bytes(pack(quantized)) - total_bytes(units, {unit.name: bits for unit in units})
         if bits == min(candidates):
             _check_budget(units, bits, budget, fixed_bytes)
         settings = {("unit", unit.name): unit.parts for unit in units} | {(EVERYTHING, ""): board.parts}
@@ -224,13 +204,13 @@ def suggest_bits(
     board = Switchboard(mixed)
     settings = {(FULL_PRECISION, ""): frozenset(), (EVERYTHING, ""): board.parts}
     measured = measure_settings(mixed, board, settings, batches, folder, progress, "suggestion")
-    average = _average(units, chosen)
+    average = average_bits(units, chosen)
 
     def line(name: str, bits: Mapping[str, int] | None, result: Measured) -> dict[str, Any]:
         return {
             "model": name,
-            "average_bits": None if bits is None else _average(units, bits),
-            "size_bytes": _tensor_bytes(model) if bits is None else fixed_bytes + _units_bytes(units, bits),
+            "average_bits": None if bits is None else average_bits(units, bits),
+            "size_bytes": _tensor_bytes(model) if bits is None else fixed_bytes + total_bytes(units, bits),
             "top1": result.top1,
             "loss": result.mean_loss,
             "snr_db": result.snr_db,
@@ -243,58 +223,13 @@ def suggest_bits(
     ]
     for bits in sorted(set(nearest) - {None}):
         comparison.append(line(f"uniform {bits} bits", {unit.name: bits for unit in units}, uniform[bits]))
-    size = fixed_bytes + _units_bytes(units, chosen)
+    size = fixed_bytes + total_bytes(units, chosen)
     return BitSuggestion(chosen, average, size, overrides, noise, tuple(comparison))
-
-
-def find_units(model: nn.Module, board: Switchboard) -> list[Unit]:
-    """Self-attention and MLP of every block, in order.
-
-    Raises:
-        ValueError: the model has no transformer blocks.
-    """
-    blocks = block_names(model, board)
-    layers = dict(weight_quantized_modules(model))
-    parts: dict[str, set[Part]] = {}
-    for part in board.parts:
-        location = locate(model, part.quantizer)
-        if location.block is not None:
-            parts.setdefault(f"block.{blocks.index(location.block)}.{location.kinds[0]}", set()).add(part)
-    if not parts:
-        raise ValueError(f"{type(model).__name__} has no transformer blocks whose bits could be chosen.")
-    names = sorted(parts, key=lambda name: (int(name.split(".")[1]), name.endswith(".ffn")))
-    units = []
-    for name in names:
-        modules = sorted({_override_name(part.quantizer) for part in parts[name]})
-        weights = tuple(layers[module].weight.numel() for module in modules if module in layers)
-        units.append(Unit(name, frozenset(parts[name]), tuple(modules), weights))
-    return units
-
-
-def module_overrides(model: nn.Module, units: Sequence[Unit], bits: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """The `module_overrides` that give every unit its bits: one pattern a unit where one says exactly that."""
-    layers = {name for name, _ in weight_quantized_modules(model)}
-    universe = layers | {name for unit in units for name in unit.modules}
-    overrides = {}
-    for unit in units:
-        parent = min(unit.modules, key=len)
-        parent = parent.rpartition(".")[0] if parent in layers else parent
-        pattern = f"{parent}*"
-        matched = {name for name in universe if fnmatchcase(name, pattern)}
-        patterns = [pattern] if matched == set(unit.modules) else unit.modules
-        for name in patterns:
-            overrides[name] = {"weight_bits": bits[unit.name], "activation_bits": bits[unit.name]}
-    return overrides
-
-
-def _override_name(quantizer: str) -> str:
-    owner, _, role = quantizer.rpartition(".")
-    return owner.rpartition(".")[0] if role in QUANTIZED_TENSORS else owner
 
 
 def _check_budget(units: Sequence[Unit], bits: int, budget: Budget, fixed_bytes: int) -> None:
     """Refuse a budget that the lowest bits exceed, before anything is measured."""
-    lowest = fixed_bytes + _units_bytes(units, {unit.name: bits for unit in units})
+    lowest = fixed_bytes + total_bytes(units, {unit.name: bits for unit in units})
     if budget.size_bytes is not None and budget.size_bytes < lowest:
         raise ValueError(
             f"suggest_bits asks for {budget.size_bytes:,} bytes; accepted: at least {lowest:,}, what this model takes"
@@ -310,26 +245,13 @@ def _allocate(
     if budget.average_bits is not None:
         cost = {unit.name: {bits: bits * sum(unit.weights) for bits in noise[unit.name]} for unit in units}
         return allocate_bits(noise, cost, budget.average_bits * sum(sum(unit.weights) for unit in units))
-    cost = {unit.name: {bits: _bytes(unit, bits) for bits in noise[unit.name]} for unit in units}
+    cost = {unit.name: {bits: packed_bytes(unit, bits) for bits in noise[unit.name]} for unit in units}
     return allocate_bits(noise, cost, budget.size_bytes - fixed_bytes)
 
 
 def _with(config: QuantConfig, bits: int, overrides: dict[str, dict[str, int]] | None = None) -> QuantConfig:
     fields = {name: value for name, value in vars(config).items() if name in QuantConfig.__dataclass_fields__}
     return QuantConfig(**fields | {"weight_bits": bits, "activation_bits": bits, "module_overrides": overrides})
-
-
-def _average(units: Sequence[Unit], bits: Mapping[str, int]) -> float:
-    weights = {unit.name: sum(unit.weights) for unit in units}
-    return sum(bits[name] * count for name, count in weights.items()) / sum(weights.values())
-
-
-def _bytes(unit: Unit, bits: int) -> int:
-    return sum(packed_size(weights, bits) for weights in unit.weights)
-
-
-def _units_bytes(units: Sequence[Unit], bits: Mapping[str, int]) -> int:
-    return sum(_bytes(unit, bits[unit.name]) for unit in units)
 
 
 def _tensor_bytes(model: nn.Module) -> int:

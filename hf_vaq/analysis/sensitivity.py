@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..config import QuantConfig
+from ..machine import choose_device
 from .cache import BatchCache, digest
 from .groups import Group, find_groups
 from .measuring import Measured, SettingsMeasurement, measure_model
@@ -146,7 +147,7 @@ def analyze_sensitivity(
     budget = budget or TrainingBudget()
     if budget.steps and train_images is None:
         raise ValueError(f"train_steps is {budget.steps}, but there are no train_images.")
-    device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    device = choose_device(device)
     batches = batches_of(images, batch_size)
     copies = QuantizedCopies(model, list(batches_of(calibration, batch_size)), device, cache)
     quantized, folder = copies.quantized(config)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..integration.families import HEAD_DIMENSION, is_attention, is_patch_embedding
+from ..machine import choose_device
 from ..nn import PackedWeight
 from .moments import Moments, Spread
 from .preparing import batches_of
@@ -204,7 +205,7 @@ def _activation_spreads(
     progress: bool,
 ) -> dict[tuple[str, str], Spread]:
     batches = batches_of(images, batch_size)
-    device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    device = choose_device(device)
     moments: dict[tuple[str, str], Moments] = {}
     handles = []
     for layer, module in layers.items():

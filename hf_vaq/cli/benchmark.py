@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-from pathlib import Path
+
+from .shared_arguments import add_output, check_output, write_output
 
 HELP = "Measure latency, throughput, peak memory and size of a model beside the float model."
 
@@ -34,17 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no_memory", "--no-memory", action="store_true", help="do not start processes that measure memory"
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write the result to")
+    add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print tables."""
-    from ..job.output import write_json
     from ..machine import machine
     from ..speed import BenchmarkSettings, benchmark_model
 
-    if arguments.output is not None and arguments.output.is_dir():
-        raise ValueError(f"output is {str(arguments.output)!r}, which is a folder; accepted: a file to write.")
+    check_output(arguments)
     settings = BenchmarkSettings(
         batch_sizes=arguments.batch_sizes,
         runs=arguments.runs,
@@ -61,7 +59,5 @@ def run(arguments: argparse.Namespace) -> int:
         progress=True,
     )
     print(result.tables())
-    if arguments.output is not None:
-        command = shlex.join(["hf-vaq", *arguments.words])
-        write_json(arguments.output, {"command": command, "machine": machine(), **result.to_dict()})
+    write_output(arguments, {"machine": machine(), **result.to_dict()})
     return 0

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .shared_arguments import add_dataset
+from .shared_arguments import add_dataset, add_output, check_output, write_output
 
 if TYPE_CHECKING:
     from ..data import LabelledSplit
@@ -53,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of --max_images (default: 0)")
-    parser.add_argument("--output", type=Path, help="JSON file to write the result to")
+    add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,12 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     from ..data.hub_identity import hub_identity
     from ..evaluation import BootstrapSettings, EvaluatedModel, EvaluationReport, evaluate_side_by_side
     from ..job.models import load_image_processor, load_model, saved_size
-    from ..job.output import write_json
     from ..machine import machine
 
     bootstrap = BootstrapSettings(arguments.confidence_level, arguments.resamples, arguments.seed)
-    if arguments.output is not None and arguments.output.is_dir():
-        raise ValueError(f"output is {str(arguments.output)!r}, which is a folder; accepted: a file to write.")
+    check_output(arguments)
     names = [_model_and_revision(name, arguments) for name in arguments.models]
     dataset = load_dataset(
         arguments.dataset,
@@ -92,13 +89,13 @@ def run(arguments: argparse.Namespace) -> int:
         progress=True,
         num_images=_expected(whole, arguments.max_images),
     )
-    commits = [_commit(hub_identity(name, **options, repo_type="model")) for name, options in names]
+    commits = [hub_identity(name, **options, repo_type="model")[1] for name, options in names]
     report = EvaluationReport(
         models=[
             EvaluatedModel.of(given, model, saved_size(model), result, commit)
             for given, model, result, commit in zip(arguments.models, models, results, commits, strict=True)
         ],
-        data=_data(arguments, split, hub_identity(arguments.dataset, arguments.dataset_revision)),
+        data=_data(arguments, split, *hub_identity(arguments.dataset, arguments.dataset_revision)),
         settings={
             "device": str(models[0].device),
             "batch_size": arguments.batch_size,
@@ -107,9 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         bootstrap=bootstrap,
     )
     print(report.table())
-    if arguments.output is not None:
-        command = shlex.join(["hf-vaq", *arguments.words])
-        write_json(arguments.output, {"command": command, **report.to_dict(), "machine": machine()})
+    write_output(arguments, {**report.to_dict(), "machine": machine()})
     return 0
 
 
@@ -128,18 +123,15 @@ def _model_and_revision(name: str, arguments: argparse.Namespace) -> tuple[str, 
     return hub_id, {} if revision is None else {"revision": revision}
 
 
-def _commit(identity: tuple[str, str] | None) -> str | None:
-    return None if identity is None else identity[1]
-
-
 def _expected(split: LabelledSplit, max_images: int | None) -> int | None:
     stated = split.num_images
     return min((count for count in (stated, max_images) if count is not None), default=None)
 
 
-def _data(arguments: argparse.Namespace, split: LabelledSplit, identity: tuple[str, str] | None) -> dict[str, Any]:
+def _data(
+    arguments: argparse.Namespace, split: LabelledSplit, hub_id: str | None, commit: str | None
+) -> dict[str, Any]:
     """Which images these were."""
-    hub_id, commit = identity or (None, None)
     return {
         "dataset": arguments.dataset,
         "dataset_id": hub_id,

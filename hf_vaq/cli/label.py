@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from ..job.label import label_recipe
-    from ..job.report import format_table
+    from ..tables import format_table
 
     store = label_recipe(recipe, report=lambda message: print(f"hf-vaq: {message}", file=sys.stderr, flush=True))
     if PartialState().is_main_process:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from pathlib import Path
+from typing import Any
 
 
 class RecipeHelp(argparse.Action):
@@ -24,6 +27,29 @@ def add_recipe(parser: argparse.ArgumentParser, command: str) -> None:
     parser.usage = f"hf-vaq {command} RECIPE [--field value ...] [--debug]"
     parser.add_argument("recipe", metavar="RECIPE", help="path of a recipe, or a name that 'hf-vaq recipes' lists")
     parser.add_argument("-h", "--help", action=RecipeHelp, help="show this help with all fields, and exit")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Declare the file for the result."""
+    parser.add_argument("--output", type=Path, help="JSON file to write the result to")
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    """Refuse a file that cannot be one, before any work.
+
+    Raises:
+        ValueError: it is a folder.
+    """
+    if arguments.output is not None and arguments.output.is_dir():
+        raise ValueError(f"output is {str(arguments.output)!r}, which is a folder; accepted: a file to write.")
+
+
+def write_output(arguments: argparse.Namespace, content: dict[str, Any]) -> None:
+    """Write the result, and the command that made it, if a file is wanted."""
+    from ..job.output import write_json
+
+    if arguments.output is not None:
+        write_json(arguments.output, {"command": shlex.join(["hf-vaq", *arguments.words]), **content})
 
 
 def add_dataset(parser: argparse.ArgumentParser, *, required: bool, purpose: str) -> None:

@@ -18,7 +18,7 @@ _HUB_ERRORS = (*HfHubHTTPError.__bases__, OSError)
 
 def hub_identity(
     name: str | Path, revision: str | None = None, *, repo_type: str = "dataset"
-) -> tuple[str, str] | None:
+) -> tuple[str | None, str | None]:
     """Return id and commit of a data set: ("ILSVRC/imagenet-1k", "49e2...") for "imagenet-1k", which the Hub resolves.
 
     Args:
@@ -27,13 +27,13 @@ def hub_identity(
         repo_type: "dataset" or "model".
 
     Returns:
-        None for what is bundled or local, and where the Hub cannot be asked (what was loaded is from the cache).
+        Twice None for what is bundled or local, and where the Hub cannot be asked (what was loaded is from the cache).
     """
     if not is_on_the_hub(name):
-        return None
+        return None, None
     try:
         info = HfApi().repo_info(str(name), revision=revision, repo_type=repo_type)
     except _HUB_ERRORS as error:
         logger.info("The Hub does not tell id and commit of the %s %s: %s", repo_type, name, error)
-        return None
+        return None, None
     return info.id, info.sha

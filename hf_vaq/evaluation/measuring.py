@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..machine import choose_device
 from .metrics import TOP_K, TopKAccuracy, ranked_classes
 
 
@@ -142,9 +143,7 @@ class _Tally:
 def _measure(
     models: Sequence[torch.nn.Module], batches: Iterable[Sequence[Any]], device: str | torch.device | None
 ) -> list[EvaluationResult]:
-    if device is None:
-        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    device = torch.device(device)
+    device = choose_device(device)
     modes = [model.training for model in models]
     tallies = [_Tally(model.eval().to(device), device) for model in models]
     started = time.perf_counter()

@@ -6,9 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..evaluation import EvaluationResult
-from ..tables import bits_name, format_table
-
-__all__ = ["ModelResult", "RunResult", "bits_name", "format_table"]
+from ..tables import format_table
 
 
 @dataclass(frozen=True)

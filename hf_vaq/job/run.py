@@ -23,6 +23,7 @@ from ..processes import on_main_process
 from ..recipe import Recipe
 from ..recipe.arguments import SELF_TEACHER
 from ..soft_labels import SoftLabelStore
+from ..tables import bits_name
 from ..training import VaqTrainer, VaqTrainingArguments, last_complete_checkpoint
 from ..training.stored_labels import build_soft_label_dataset
 from ..version import __version__
@@ -37,7 +38,7 @@ from .models import (
     saved_size,
 )
 from .publishing import check_publishing, publish_run, write_card
-from .report import ModelResult, RunResult, bits_name
+from .report import ModelResult, RunResult
 
 Report = Callable[[str], None]
 

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ..config import QuantConfig
 from ..export import ExportReport
 from ..job.models import load_model, saved_size
+from ..machine import choose_device
 from ..packing import pack
 from .foreign_load import ForeignLoad
 from .memory import MemoryUse, measure_memory
@@ -86,7 +87,7 @@ def benchmark_model(
             was asked for that is not possible here.
     """
     settings = settings or BenchmarkSettings()
-    device = torch.device(settings.device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    device = choose_device(settings.device)
     backends, left_out = choose_backends(settings.backends, device)
     threads_before = torch.get_num_threads()
     threads = settings.threads or threads_before

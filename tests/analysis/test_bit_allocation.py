@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import hf_vaq
 from hf_vaq import QuantConfig
 from hf_vaq.analysis import Budget, Switchboard, allocate_bits, suggest_bits
-from hf_vaq.analysis.bit_allocation import find_units, module_overrides
+from hf_vaq.analysis.units import find_units, module_overrides
 from hf_vaq.nn import activation_quantizers, weight_quantized_modules
 from hf_vaq.recipe import load_recipe
 
