@@ -167,7 +167,9 @@ def _measure(model: str, batch_sizes: Sequence[int], threads: int | None, device
 def _use_runtime(model: str, device: str) -> None:
     """Bring everything into memory that any model needs: lazily imported code, thread pools, kernels.
 
-    A tiny ViT is saved, loaded and run, in full precision and packed, and the class of `model` is imported.
+    A tiny ViT is saved, loaded and run, in full precision and packed, and the class of `model` is imported. It has one
+    layer only, and `PeakMemory.reset` returns what it leaves: the objects of a deep model would leave holes in pages
+    that something else holds, which no allocator can return, and a small model would fit into them unnoticed.
     """
     import torch
     from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
