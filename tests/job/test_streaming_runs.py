@@ -19,6 +19,12 @@ from hf_vaq.training.streaming import TrainingStream
 NOT_FOR_STREAMS = ("model_config", "train_split", "eval_split", "float_num_train_epochs", "num_train_epochs")
 
 
+@pytest.fixture(autouse=True)
+def no_wait(monkeypatch):
+    """Go on at once after each pass. `datasets` waits 5 seconds then, lest the process ends before Arrow's threads."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
 @pytest.fixture
 def recipe(tmp_path):
     """Streams a Parquet folder of 40 training images; a full-precision model lies beside it."""
