@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.state import DistributedType
 from safetensors.torch import save_file
 from training_helpers import Images, arguments, states_equal, tiny_quantized_vit, tiny_vit
-from transformers import TrainerCallback
+from transformers import TrainerCallback, ViTImageProcessor
 
 from hf_vaq import calibrate, pack
 from hf_vaq.nn import quantizer_parameter_names
@@ -30,6 +30,14 @@ LOGGED = ("loss", "grad_norm", "distillation_loss", "hard_label_loss", "bin_regu
 LOGGED += ("oscillation_percentage",)
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": 0.0, "calibrated": True}
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
+AUTOMATIC = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
+ZERO2 = {
+    "deepspeed": {
+        "zero_optimization": {"stage": 2},
+        "zero_allow_untested_optimizer": True,
+        **dict.fromkeys(AUTOMATIC, "auto"),
+    }
+}
 
 
 class ScalesAtTheStart(TrainerCallback):
@@ -41,7 +49,7 @@ class ScalesAtTheStart(TrainerCallback):
             self.scales = {name: p.detach().clone() for name, p in model.named_parameters() if name in names}
 
 
-def build(folder, batch=8, quantization=None, seed=0, calibrated=False, **fields):
+def build(folder, batch=8, quantization=None, seed=0, calibrated=False, processing_class=None, **fields):
     """A trainer whose processes and accumulated batches take 8 images a step together."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     accumulated = fields.get("gradient_accumulation_steps", 1)
@@ -64,7 +72,8 @@ def build(folder, batch=8, quantization=None, seed=0, calibrated=False, **fields
     model, teacher = tiny_quantized_vit(seed, **quantization or {}), tiny_vit(1, initializer_range=0.5)
     if calibrated:
         calibrate(model, [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))])
-    trainer = VaqTrainer(model, args, train_dataset=Images(noise=0.5), teacher=teacher)
+    data = {"train_dataset": Images(noise=0.5), "processing_class": processing_class}
+    trainer = VaqTrainer(model, args, teacher=teacher, **data)
     trainer.scales_at_the_start = ScalesAtTheStart()
     trainer.add_callback(trainer.scales_at_the_start)
     return trainer
@@ -135,16 +144,36 @@ def fsdp(folder):
 
 def zero2(folder):
     """DeepSpeed's ZeRO-2: gradients and the state of the optimizer are sharded."""
-    stage = {"stage": 2}
-    auto = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
-    deepspeed = {"zero_optimization": stage, "zero_allow_untested_optimizer": True, **dict.fromkeys(auto, "auto")}
-    quantization = {"quantization": WEIGHTS_ONLY, "deepspeed": deepspeed}
+    quantization = {"quantization": WEIGHTS_ONLY, **ZERO2}
     whole = train(f"{folder}/weights", **quantization)
     resumed = build(f"{folder}/resumed", seed=5, **quantization)
     resumed.train(resume_from_checkpoint=f"{folder}/weights/checkpoint-2")
     assert states_equal(whole.model.state_dict(), resumed.model.state_dict())
     if whole.args.process_index == 0:
         pack(whole.full_model()).save_pretrained(f"{folder}/packed")
+
+
+def publish_fsdp(folder):
+    """Sharded, and published with its checkpoint and at the end."""
+    offer_fsdp_on_the_cpu()
+    publish(folder, **FSDP)
+
+
+def publish_zero2(folder):
+    """The same with DeepSpeed's ZeRO-2."""
+    publish(folder, **ZERO2)
+
+
+def publish(folder, **fields):
+    """Train with `push_to_hub`; the first process packs and keeps what it trained."""
+    target = {"push_to_hub": True, "hub_model_id": f"tester/{Path(folder).name}", "hub_strategy": "checkpoint"}
+    trainer = build(folder, max_steps=2, processing_class=ViTImageProcessor(), **target, **fields)
+    trainer.train()
+    published = trainer.push_to_hub(license="mit")
+    full = trainer.full_model()
+    assert (published is None) == (trainer.args.process_index == 1)
+    if published is not None:
+        pack(full).save_pretrained(f"{folder}/packed")
 
 
 def dying(folder):
@@ -175,14 +204,17 @@ def offer_fsdp_on_the_cpu():
 # Starting processes
 
 
-def launch(scenario, folder, *options):
-    """Start torchrun with this script in the background; its output goes to a file beside `folder`."""
+def launch(scenario, folder, *options, environment=None):
+    """Start torchrun with this script in the background; its output goes to a file beside `folder`.
+
+    `environment` takes the place of this process's own variables.
+    """
     # The helpers lie where pytest put them on the path of this process.
     path = os.pathsep.join(filter(None, sys.path))
     log = open(f"{folder}.{len(options)}.{time.monotonic_ns()}.log", "w+")  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *options, __file__, scenario, str(folder)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=(environment or os.environ) | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
