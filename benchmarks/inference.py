@@ -31,7 +31,8 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ALLOCATOR = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
+from environment import settle_environment
+
 PACKAGES = ("torchao", "onnx", "onnxruntime", "openvino", "nncf")
 REFERENCE = "float32 eager"
 MODELS = ("deit_tiny", "swin_tiny")
@@ -117,15 +118,6 @@ def run_apart(parts: list[list[str]]) -> None:
     failed = [part for part in parts if subprocess.run([sys.executable, *sys.argv, *part]).returncode != 0]
     if failed:
         sys.exit(f"{len(failed)} of {len(parts)} measurements failed: {'; '.join(' '.join(part) for part in failed)}")
-
-
-def settle_environment(threads: int) -> None:
-    """Start this script again with what the C library and OpenMP read only at their start."""
-    wanted = {"OMP_NUM_THREADS": str(threads)}
-    if sys.platform == "linux":
-        wanted["GLIBC_TUNABLES"] = ALLOCATOR
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
 
 
 def shape(name: str):

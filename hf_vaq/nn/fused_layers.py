@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..numerics.fused import Quantization, fused_gradients, fused_quantize
+from ..numerics.products import gradient_of_linear_input, gradient_of_linear_weight
 
 
 class Scaled(NamedTuple):
@@ -80,6 +81,22 @@ def conv2d(
     return _apply(x, weight, bias, inputs, weights, _Conv2d(*(geometry[name] for name in _Conv2d.__annotations__)))
 
 
+def traced_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.linear`, in a model that is compiled as a whole, with the faster gradients of this module.
+
+    Args:
+        x: quantized already, (..., in_features).
+        weight: quantized already, (out_features, in_features).
+        bias: (out_features,), or none.
+    """
+    return _traced(x, weight, bias, _Linear())
+
+
+def traced_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: dict[str, Any]) -> Tensor:
+    """The same for `torch.nn.functional.conv2d`; `geometry` as for `conv2d`."""
+    return _traced(x, weight, bias, _Conv2d(*(geometry[name] for name in _Conv2d.__annotations__)))
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """The type in which a matrix product takes `x`."""
     device = x.device.type
@@ -107,10 +124,10 @@ class _Linear:
         return F.linear(x, weight, bias)
 
     def gradient_of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+        return gradient_of_linear_weight(grad, x)
 
     def gradient_of_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return grad @ weight
+        return gradient_of_linear_input(grad, weight)
 
     def gradient_of_bias(self, grad: Tensor) -> Tensor:
         return grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.float32)
@@ -148,6 +165,33 @@ class _Conv2d:
     def _gradients(self, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> list[Tensor]:
         geometry = list(self.stride), list(self.padding), list(self.dilation), False, [0, 0], self.groups
         return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, wanted)
+
+
+def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, operation: _Linear | _Conv2d) -> Tensor:
+    dtype = autocast_dtype(x)
+    return _Product.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), operation)
+
+
+class _Product(torch.autograd.Function):
+    """An operation on quantized operands. What is kept is for the compiler to choose."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, operation):
+        ctx.save_for_backward(x, weight)
+        ctx.operation = operation
+        return operation.forward(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        return (
+            ctx.operation.gradient_of_input(grad, x, weight) if wants_x else None,
+            ctx.operation.gradient_of_weight(grad, x, weight) if wants_weight else None,
+            ctx.operation.gradient_of_bias(grad).to(grad.dtype) if wants_bias else None,
+            None,
+        )
 
 
 @dataclass(frozen=True)

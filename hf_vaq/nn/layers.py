@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import fused_layers
 from .activation_quantizer import ActivationQuantizer
-from .fusion import is_untouched, may_fuse
+from .fusion import is_traced, is_untouched, may_fuse
 from .packed import PackedActivationQuantizer
 from .weight_quantizer import WeightQuantizer
 
@@ -69,6 +69,10 @@ class QuantizedOperands(nn.Module):
             and (self.input_quantizer is None or self.input_quantizer.is_fusable())
         )
 
+    def is_traced(self, x: Tensor) -> bool:
+        """Whether a training step of the whole model is being compiled, in which gradients are computed our way."""
+        return torch.is_grad_enabled() and is_traced(x) and is_traced(self.weight)
+
     def fused_operands(self, x: Tensor) -> dict[str, Any]:
         """The arguments that `fused_layers` takes beside the input."""
         inputs: Any = getattr(x, ORIGIN, None) if self.input_quantizer is None else self.input_quantizer.scaled()
@@ -86,7 +90,8 @@ class QuantLinear(QuantizedOperands, nn.Linear):
         """(..., in_features) to (..., out_features)."""
         if self.is_fusable(x):
             return fused_layers.linear(x, **self.fused_operands(x))
-        return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+        product = fused_layers.traced_linear if self.is_traced(x) else F.linear
+        return product(self.quantized_input(x), self.quantized_weight(), self.bias)
 
 
 class QuantConv2d(QuantizedOperands, nn.Conv2d):
@@ -94,7 +99,12 @@ class QuantConv2d(QuantizedOperands, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, height, width) to (batch, out_channels, height', width')."""
-        if self.padding_mode == "zeros" and isinstance(self.padding, tuple) and self.is_fusable(x):
+        if self.padding_mode == "zeros" and isinstance(self.padding, tuple):
             geometry = {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups")}
-            return fused_layers.conv2d(x, **self.fused_operands(x), geometry=geometry)
+            if self.is_fusable(x):
+                return fused_layers.conv2d(x, **self.fused_operands(x), geometry=geometry)
+            if self.is_traced(x):
+                return fused_layers.traced_conv2d(
+                    self.quantized_input(x), self.quantized_weight(), self.bias, geometry
+                )
         return self._conv_forward(self.quantized_input(x), self.quantized_weight(), self.bias)

@@ -200,3 +200,16 @@ def test_attention_without_all_four_quantizers_takes_the_general_path():
     query = torch.randn(2, 3, 5, 4, requires_grad=True)
     output, _ = quantized_attention(module, query, query, query, None)
     assert output.shape == (2, 5, 3, 4)
+
+
+def test_a_traced_step_multiplies_the_same_operands_under_autocast():
+    model = quantized(num_hidden_layers=1)
+    found = []
+    for forward in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = forward(pixel_values=images()).logits
+        logits.float().square().sum().backward()
+        found.append((logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    assert_same(*found, tolerance=0.1)
+    torch._dynamo.reset()

@@ -1,0 +1,67 @@
+"""The matrix products that give the gradients of a linear layer, from the fastest library that PyTorch carries.
+
+On CPUs PyTorch multiplies float32 matrices with MKL, which runs at less than half speed on processors that are not
+Intel's; oneDNN, which PyTorch uses for convolutions, does not. A product of matrices is a convolution with a kernel of
+one pixel, so the gradients are computed as such. Only sums are taken in another order. Forward passes keep the
+library that everybody else uses: the logits must have the same bits in training form and packed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LARGE = 1 << 16
+"""Elements of a gradient from which a convolution is worth its greater overhead."""
+NARROW = 16
+"""Features below which it is not: they do not fill a vector register."""
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_GEOMETRY = [1, 1], [0, 0], [1, 1], False, [0, 0], 1  # stride, padding, dilation, transposed, output padding, groups
+
+
+def gradient_of_linear_input(grad: Tensor, weight: Tensor) -> Tensor:
+    """`grad @ weight`.
+
+    Args:
+        grad: gradient of the result, (..., out_features).
+        weight: (out_features, in_features), in the type of `grad`.
+
+    Returns:
+        (..., in_features), contiguous.
+    """
+    if not _by_convolution(grad, *weight.shape):
+        return grad @ weight
+    rows = grad.reshape(-1, grad.shape[-1])
+    x = rows.new_empty(rows.shape[0], weight.shape[1])  # its shape and order matter; its values are never read
+    result = _convolution_backward(rows, x, weight, [True, False, False])[0]
+    return result.permute(0, 2, 3, 1).reshape(*grad.shape[:-1], weight.shape[1])
+
+
+def gradient_of_linear_weight(grad: Tensor, x: Tensor) -> Tensor:
+    """`grad^T @ x`, summed over all dimensions but the last.
+
+    Args:
+        grad: gradient of the result, (..., out_features).
+        x: input, (..., in_features), in the type of `grad`.
+
+    Returns:
+        (out_features, in_features), contiguous.
+    """
+    rows, values = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    if not _by_convolution(grad, rows.shape[1], values.shape[1]):
+        return rows.t() @ values
+    weight = rows.new_empty(1).expand(rows.shape[1], values.shape[1])
+    result = _convolution_backward(rows, values, weight, [False, True, False])[1]
+    return result.reshape(rows.shape[1], values.shape[1])
+
+
+def _by_convolution(grad: Tensor, *features: int) -> bool:
+    plain = _HAS_ONEDNN and grad.device.type == "cpu" and grad.dtype == torch.float32
+    return plain and grad.numel() >= LARGE and min(features) >= NARROW
+
+
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
+    """Gradients of a convolution over an image of one row, a pixel for each row of `grad`, channels last in memory."""
+    image = [rows[None, None].permute(0, 3, 1, 2) for rows in (grad, x)]
+    return torch.ops.aten.convolution_backward(*image, weight[:, :, None, None], None, *_GEOMETRY, wanted)

@@ -1,0 +1,57 @@
+"""The products behind the gradients of linear layers, against float64, whichever library computes them."""
+
+import pytest
+import torch
+
+from hf_vaq.numerics import products
+from hf_vaq.numerics.products import LARGE, NARROW, gradient_of_linear_input, gradient_of_linear_weight
+
+SIZES = {
+    "small": ((3, 5), 20, 24),
+    "large": ((2, LARGE // 32), 20, 24),
+    "one dimension before the last": ((LARGE // 16,), 20, 24),
+    "few features": ((LARGE // 8,), NARROW - 1, 24),
+}
+
+
+def operands(size, dtype=torch.float32):
+    rows, out_features, in_features = SIZES[size]
+    shapes = (*rows, out_features), (*rows, in_features), (out_features, in_features)
+    return [torch.randn(shape).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_products_equal_those_in_float64(size):
+    grad, x, weight = operands(size)
+    by_input, by_weight = gradient_of_linear_input(grad, weight), gradient_of_linear_weight(grad, x)
+    wanted = torch.einsum("ro,ri->oi", grad.double().flatten(0, -2), x.double().flatten(0, -2))
+    torch.testing.assert_close(by_input.double(), grad.double() @ weight.double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(by_weight.double(), wanted, rtol=1e-4, atol=1e-3)
+    assert by_input.is_contiguous() and by_weight.is_contiguous()
+
+
+@pytest.mark.parametrize("transposed", ["grad", "x", "weight"])
+def test_operands_may_lie_in_memory_in_any_order(transposed):
+    tensors = dict(zip(("grad", "x", "weight"), operands("large"), strict=True))
+    wanted = gradient_of_linear_input(tensors["grad"], tensors["weight"])
+    wanted_weight = gradient_of_linear_weight(tensors["grad"], tensors["x"])
+    tensors[transposed] = tensors[transposed].transpose(-1, -2).contiguous().transpose(-1, -2)
+    torch.testing.assert_close(gradient_of_linear_input(tensors["grad"], tensors["weight"]), wanted)
+    torch.testing.assert_close(
+        gradient_of_linear_weight(tensors["grad"], tensors["x"]), wanted_weight, rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+def test_only_large_products_in_float32_are_convolutions(monkeypatch):
+    calls = []
+    monkeypatch.setattr(products, "_convolution_backward", lambda *arguments: calls.append(arguments))
+    for size, dtype in (("small", torch.float32), ("few features", torch.float32), ("large", torch.bfloat16)):
+        grad, x, weight = operands(size, dtype)
+        gradient_of_linear_input(grad, weight)
+        gradient_of_linear_weight(grad, x)
+    assert not calls
+    grad, x, _ = operands("large")
+    with pytest.raises(TypeError):  # the stand-in returns nothing
+        gradient_of_linear_weight(grad, x)
+    assert len(calls) == 1
