@@ -5,23 +5,17 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import datasets
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
-from ..calibration import calibrate, is_calibrated
 from ..integration.quantizer import keep_parameter_names
 from ..nn import weight_quantized_modules
 from ..nn.fusion import set_fusion
-from ..soft_labels.dataset import SoftLabelDataset
 from ..soft_labels.store import SoftLabelStore
 from .arguments import VaqTrainingArguments
 from .checkpoints import CompleteCheckpoints
-from .checks import check_dataset
 from .distillation import soft_cross_entropy
 from .drop_path import set_drop_path
 from .metrics import RunningMeans
@@ -30,26 +24,16 @@ from .oscillation import OscillationTracker
 from .oscillation_record import OscillationRecorder
 from .parameter_groups import split_scale_groups
 from .publishing import PublishesPackedModels
+from .reading import ReadsSeededBatches
 from .regularization import cosine_ramp, model_bin_regularizer
 from .run_record import RunRecorder, name_of_teacher
-from .seeding import EpochSetter, SeededDataset, seeded
-from .sharding import (
-    UnshardedTracking,
-    add_regularizer_gradient,
-    agreed,
-    check_parallelism,
-    gathered_model,
-    is_sharded,
-    prepare_sharding,
-    unsharded,
-)
+from .sharding import UnshardedTracking, add_regularizer_gradient, agreed, is_sharded, unsharded
 from .stored_labels import build_soft_label_dataset
 from .teacher import build_teacher
+from .whole_models import KeepsModelsWhole
 
-logger = logging.get_logger(__name__)
 
-
-class VaqTrainer(CompleteCheckpoints, PublishesPackedModels):
+class VaqTrainer(ReadsSeededBatches, KeepsModelsWhole, CompleteCheckpoints, PublishesPackedModels):
     """Trains an image classifier, quantized or not, with distillation and the variation-aware bin regularizer.
 
     The loss is (1 - w) * soft cross-entropy with the teacher + w * cross-entropy with the labels, w being
@@ -122,7 +106,6 @@ class VaqTrainer(CompleteCheckpoints, PublishesPackedModels):
         if soft_labels is not None and teacher is not None:
             raise ValueError("teacher and soft_labels exclude each other: stored labels replace the teacher.")
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
-        check_parallelism(self.accelerator)
         if args.label_names is None:
             # Not every model has labels in its signature (DeiT with its distillation head has none).
             self.label_names = ["labels"]
@@ -147,8 +130,6 @@ class VaqTrainer(CompleteCheckpoints, PublishesPackedModels):
             self.add_callback(UnshardedTracking(self.tracker))
             self.add_callback(self.recorder)
         self.add_callback(RunRecorder(self.teacher_name))
-        self._epoch_setter = EpochSetter()
-        self.add_callback(self._epoch_setter)
         self._means = RunningMeans()
         self._lambda = 0.0
         self._regularizer_is_due = False
@@ -164,25 +145,10 @@ class VaqTrainer(CompleteCheckpoints, PublishesPackedModels):
             CheckpointError: if a checkpoint cannot be written, for instance because the disk is full.
             NonFiniteError: if the loss, a gradient or a weight becomes NaN or infinite.
         """
-        self._check_datasets()
+        self._check_teacher(self._check_datasets())
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _check_datasets(self) -> None:
-        if self.train_dataset is None:
-            raise ValueError("VaqTrainer: training requires a train_dataset.")
-        collate = self._get_collator_with_removed_columns(self.data_collator)
-        with seeded(self.args.data_seed):
-            stored = isinstance(self.train_dataset, SoftLabelDataset)
-            if stored:
-                self.train_dataset.check(shards=self.args.local_process_index == 0)
-            pixel_values = check_dataset(
-                self.train_dataset, collate, self.model.config, "train_dataset", hard_labels=not stored
-            )
-            if self.eval_dataset is not None:
-                parts = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-                for key, dataset in parts.items():
-                    name = f"eval_dataset[{key!r}]" if key else "eval_dataset"
-                    check_dataset(dataset, collate, self.model.config, name)
+    def _check_teacher(self, pixel_values: Tensor) -> None:
         if self.teacher is not None:
             logits = self.teacher(pixel_values.to(self.args.device))
             if logits.shape[-1] != self.model.config.num_labels:
@@ -211,58 +177,7 @@ class VaqTrainer(CompleteCheckpoints, PublishesPackedModels):
             if self.args.oscillation_tracking:
                 self.tracker.start(self.model)
         self._means.reset()
-        if self.is_fsdp_enabled:
-            prepare_sharding(self.accelerator, self.model)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-
-    def calibrate(self) -> None:
-        """Set the activation scales, where the model has none yet, from training images.
-
-        Their choice depends on `args.data_seed` only; it is the same on every process. `train` does it by itself.
-        """
-        if is_calibrated(self.model):
-            return
-        generator = torch.Generator().manual_seed(self.args.data_seed)
-        dataset, count = self.train_dataset, self.args.calibration_batches * self.args.per_device_train_batch_size
-        if _has_indices(dataset):
-            indices = torch.randperm(len(dataset), generator=generator)[:count].tolist()
-            dataset = Subset(SeededDataset(dataset, self.args.data_seed), indices)
-        loader = DataLoader(
-            dataset,
-            batch_size=self.args.per_device_train_batch_size,
-            collate_fn=self._get_collator_with_removed_columns(self.data_collator),
-            num_workers=self.args.dataloader_num_workers,
-        )
-        logger.info(f"Calibrating activation scales on {self.args.calibration_batches} training batches.")
-        with seeded(self.args.data_seed):
-            calibrate(self.model, loader, max_batches=self.args.calibration_batches)
-
-    def _get_dataloader(
-        self, dataset: Any, description: str, *args: Any, is_training: bool = False, **kwargs: Any
-    ) -> Any:
-        if isinstance(dataset, SoftLabelDataset):
-            # It is seeded itself, and reads the crops of an image together.
-            self._epoch_setter.dataset = dataset
-        elif _has_indices(dataset):
-            if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
-                dataset = self._remove_unused_columns(dataset, description=description)
-            # Columns that only a transform reads are removed after it, by the collator: see the base class.
-            dataset = SeededDataset(dataset, self.args.data_seed)
-            if is_training:
-                self._epoch_setter.dataset = dataset
-        return super()._get_dataloader(dataset, description, *args, is_training=is_training, **kwargs)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(dataset, SoftLabelDataset):
-            # The dataset shuffles images; the crops of one have to stay together.
-            return SequentialSampler(dataset)
-        return super()._get_train_sampler(train_dataset)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if "soft_labels" not in self._signature_columns:
-            self._signature_columns.append("soft_labels")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As in the base class, with scales and offsets in groups of their own."""
@@ -396,29 +311,6 @@ class VaqTrainer(CompleteCheckpoints, PublishesPackedModels):
             )
         super()._save_checkpoint(model, trial)
 
-    def full_model(self) -> PreTrainedModel | None:
-        """The model as one process alone would have it: to pack, save, push or evaluate it.
-
-        Every process has to call this. Where FSDP2 has sharded the model, the main process gets a copy with the whole
-        weights and the others None; otherwise every process gets the model itself.
-        """
-        if is_sharded(self.model):
-            return gathered_model(self.model, keep=self.accelerator.is_main_process)
-        return self.accelerator.unwrap_model(self.model)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in the base class, also where FSDP2 has sharded the model: always the whole model, of which one file."""
-        if not is_sharded(self.model):
-            super().save_model(output_dir, _internal_call)
-            return
-        model, self.model = self.model, gathered_model(self.model, keep=self.args.should_save)
-        try:
-            self._save(output_dir)
-        finally:
-            self.model = model
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.oscillation_tracking and self.args.should_save:
@@ -441,7 +333,3 @@ class VaqTrainer(CompleteCheckpoints, PublishesPackedModels):
                 f" {len(load_result.unexpected_keys)} that it does not know. Expected a checkpoint that VaqTrainer"
                 " wrote for this model."
             )
-
-
-def _has_indices(dataset: Any) -> bool:
-    return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)

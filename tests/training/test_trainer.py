@@ -11,8 +11,7 @@ from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, Trai
 
 import hf_vaq
 from hf_vaq.nn import quantizer_parameter_names
-from hf_vaq.training import OSCILLATION_NAME, VaqTrainer, cosine_ramp, model_bin_regularizer
-from hf_vaq.training import trainer as trainer_module
+from hf_vaq.training import OSCILLATION_NAME, VaqTrainer, cosine_ramp, model_bin_regularizer, reading
 
 # Named gradient_checkpointing before transformers 5.23, and deprecated under that name since.
 CHECKPOINTING = next(
@@ -205,7 +204,7 @@ def test_an_uncalibrated_model_is_calibrated_on_seeded_training_images_whatever_
         assert max_batches == len(batches) == 3
         hf_vaq.calibrate(model, batches)
 
-    monkeypatch.setattr(trainer_module, "calibrate", spy)
+    monkeypatch.setattr(reading, "calibrate", spy)
     dataset = Images(32)
     for draws in (0, 5):
         model = tiny_quantized_vit()
