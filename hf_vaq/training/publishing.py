@@ -54,7 +54,9 @@ class PublishesPackedModels(Trainer):
         Args:
             commit_message: of the commit.
             blocking: False uploads in the background and returns a future.
-            token, revision, private: instead of those in the arguments.
+            token: instead of `args.hub_token`.
+            revision: branch, instead of `args.hub_revision`.
+            private: whether a new repository is private, instead of `args.hub_private_repo`.
             **kwargs: for the card: `license`, `tags`, `finetuned_from` (base model), `dataset_tags` (data sets).
 
         Returns:
