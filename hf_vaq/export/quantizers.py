@@ -66,6 +66,14 @@ class ExportedQuantizer(nn.Module):
 
     def quantized(self, x: Tensor) -> Tensor:
         """The operators of the runtime, for one scale."""
+        return self.dequantized(self.codes(x))
+
+    def codes(self, x: Tensor) -> Tensor:
+        """What `x` is quantized to, in the form that is moved about in bytes; for one scale."""
+        raise NotImplementedError
+
+    def dequantized(self, codes: Tensor) -> Tensor:
+        """What `quantized` gives, of its codes in another order or shape."""
         raise NotImplementedError
 
     def group_codes(self, x: Tensor, scale: Tensor) -> Tensor:
@@ -103,10 +111,6 @@ class OnnxQuantizer(ExportedQuantizer):
         """Values of 8-bit integers."""
         return _onnx("DequantizeLinear", (codes, self.scale_value, self.zero_point), torch.float32, codes.shape)
 
-    def quantized(self, x: Tensor) -> Tensor:
-        """Codes and back."""
-        return self.dequantized(self.codes(x))
-
     def group_codes(self, x: Tensor, scale: Tensor) -> Tensor:
         """Codes of what was divided before."""
         return self.quantized(x / scale)
@@ -124,14 +128,18 @@ class OpenVinoQuantizer(ExportedQuantizer):
         lowest = -128 if self.low < 0 else 0
         self.limits = (lowest, lowest + 255)
 
-    def quantized(self, x: Tensor) -> Tensor:
-        """Codes and back."""
+    def codes(self, x: Tensor) -> Tensor:
+        """Quantized values: in OpenVINO they are integers until they are multiplied."""
         if self.high - self.low < 255:
             x = x.clamp(self.low * self.scale + self.offset, self.high * self.scale + self.offset)
         # The output range is that of the codes times the scale: the offset is not added back.
         outputs = [x.new_tensor(limit * self.scale) for limit in self.limits]
         inputs = [x.new_tensor(limit * self.scale + self.offset) for limit in self.limits]
         return self._fake_quantize(x, inputs, outputs)
+
+    def dequantized(self, codes: Tensor) -> Tensor:
+        """The same values."""
+        return codes
 
     def group_codes(self, x: Tensor, scale: Tensor) -> Tensor:
         """Codes: input ranges that differ from group to group, one output range."""

@@ -1,5 +1,7 @@
 """Exports to OpenVINO: equal answers, integer products in the runtime's own execution graph, narrow weights."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from export_helpers import packed_model, simulated_logits
@@ -11,6 +13,7 @@ openvino = pytest.importorskip("openvino", reason="needs the extra 'openvino'")
 pytest.importorskip("onnxscript", reason="needs the extra 'openvino'")
 
 BY_HEAD = {"weight_granularity": "head", "activation_granularity": "head"}
+MOVING = ("Gather", "Transpose", "Roll", "Split", "StridedSlice", "Concatenation")
 
 
 def answers(folder, pixel_values):
@@ -47,3 +50,21 @@ def test_weights_are_stored_in_the_narrowest_type(bits, stored, tmp_path):
     nodes = openvino.Core().read_model(tmp_path / "out" / "model.xml").get_ordered_ops()
     types = [node.get_element_type().get_type_name() for node in nodes if node.get_type_name() == "Constant"]
     assert types.count(stored) == 6  # q, k, v, o, fc1, fc2
+
+
+def test_swin_moves_its_windows_in_bytes(tmp_path):
+    export_openvino(packed_model("swin", weight_bits=4, activation_bits=4), tmp_path / "out", verify=False)
+    model = openvino.Core().read_model(tmp_path / "out" / "model.xml")
+    model.reshape([2, *list(model.input(0).partial_shape)[1:]])
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    moves = Counter(
+        (fact["layerType"].astype(str), fact["runtimePrecision"].astype(str))
+        for fact in facts
+        if fact["layerType"].astype(str) in MOVING
+    )
+    # In each of three layers windows are gathered and put back, and keys are transposed.
+    assert moves["Gather", "i8"] == 6
+    assert moves["Transpose", "i8"] == 3
+    # In floating point there are only the merging of neighbours, and two steps of the mean over the tokens.
+    assert moves.total() == 12
