@@ -101,7 +101,7 @@ class AttentionEngine(nn.Module):
         dropout = dropout if module.training else 0.0
         dtype = query.dtype if query.is_floating_point() else module.o_proj.compute_dtype
         quantizers = [module.attention_quantizers[name] for name in QUANTIZED_TENSORS]
-        if self.scales is None or dropout or _asks_for_probabilities(module, kwargs):
+        if self.scales is None or dropout or asks_for_probabilities(module, kwargs):
             return _attend(quantizers, (query, key, value), attention_mask, scaling, dropout, dtype)
         query, key, value = map(centered_bytes, quantizers, (query, key, value))
         scales = self.scales if self.heads > 1 else self.scales.expand(-1, query.shape[1]).contiguous()
@@ -139,7 +139,8 @@ def can_be_coded(quantizers: nn.ModuleDict | None) -> bool:
     return quantizers is not None and all(name in quantizers for name in QUANTIZED_TENSORS)
 
 
-def _asks_for_probabilities(module: nn.Module, arguments: dict[str, Any]) -> bool:
+def asks_for_probabilities(module: nn.Module, arguments: dict[str, Any]) -> bool:
+    """Whether a call with these arguments wants attention probabilities."""
     return bool(arguments.get("output_attentions", getattr(module.config, "output_attentions", False)))
 
 

@@ -17,6 +17,7 @@ from .attention import AttentionEngine, can_be_coded
 from .backends import BACKENDS, IntegerUnsupportedError, integer_backend
 from .layers import Engine, LinearEngine, PatchEngine, SharedInputEngine, SliceEngine, cuts_patches
 from .producers import CodedActivation, CodedLayerNorm, emit_codes, emit_numbers
+from .whole_layers import run_modules, run_whole, runs_whole
 
 logger = logging.get_logger(__name__)
 
@@ -94,11 +95,16 @@ def simulated_modules(model: nn.Module) -> list[str]:
 
 def prepare(model: nn.Module) -> None:
     """Prepare the int8 weights of all layers now, as the first forward pass would."""
+    done: set[nn.Module] = set()
     for module in model.modules():
+        if runs_whole(module) and module.layer_engine.prepare(module):
+            done.update(module.modules())
+    modules = [module for module in model.modules() if module not in done]
+    for module in modules:
         engine = getattr(module, "engine", None)
         if isinstance(engine, Engine):
             engine.prepare(module)
-    for module in model.modules():
+    for module in modules:
         if getattr(module, "attention_engine", None) is not None:
             module.attention_engine.prepare(module)
         if isinstance(module, CodedActivation):
@@ -148,6 +154,8 @@ def _add_engines(model: nn.Module, backend: str | None, required: bool) -> None:
             module.engine = (LinearEngine if isinstance(module, PackedLinear) else PatchEngine)(**settings)
     for module in list(model.modules()):
         _add_producers(module)
+    for module in list(model.modules()):
+        run_whole(module, backend)
 
 
 def _add_producers(module: nn.Module) -> None:
@@ -192,6 +200,8 @@ def _remove_engines(model: nn.Module) -> None:
             del module.attention_engine
         elif isinstance(module, CodedLayerNorm):
             emit_numbers(module)
+        elif runs_whole(module):
+            run_modules(module)
         for activation in ACTIVATION_OF.values():
             if isinstance(getattr(module, activation, None), CodedActivation):
                 setattr(module, activation, getattr(module, activation).function)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -73,13 +73,63 @@ class ScaledWeight:
         return cls(codes, scale, bias)
 
 
+@dataclass(frozen=True)
+class FoldedProduct:
+    """Several scaled weights that read the same byte codes, as one matrix with everything else folded in.
+
+    y = sum over column groups g of  scale_g (codes_g (x_g - zero_point)) + bias.
+
+    Attributes:
+        codes: int8, (outputs, inputs).
+        scale: float32, (outputs, column groups).
+        bias: float32, (outputs,); the offset of the activation quantizer is in it.
+        zero_point: the byte that stands for code zero.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor
+    zero_point: int
+
+    @classmethod
+    def of(
+        cls, weights: Sequence[ScaledWeight], quantizer: PackedActivationQuantizer, output_scale: Tensor | None = None
+    ) -> FoldedProduct:
+        """Fold.
+
+        Where columns have scales of their own (a scale per attention head in the input of the output projection),
+        there is one product a group, each exact. Several layers that read the same input become one by concatenation,
+        since every output has a scale of its own.
+
+        Args:
+            weights: the weights to concatenate.
+            quantizer: of the input; its groups may divide the columns.
+            output_scale: float32, (outputs,): the result is divided by it, to become codes of quantizers of these
+                scales.
+        """
+        codes = torch.cat([weight.codes for weight in weights])
+        groups = max(quantizer.groups.count, *(weight.row_scale.shape[1] for weight in weights))
+        scale = torch.cat([w.row_scale.expand(-1, groups) for w in weights]) * quantizer.scale.float()
+        bias = torch.cat([weight.bias for weight in weights])
+        if output_scale is not None:
+            scale, bias = scale / output_scale[:, None], bias / output_scale
+        if quantizer.offset is not None:
+            offsets = quantizer.offset.float().expand(groups) / quantizer.scale.float().expand(groups)
+            sums = codes.unflatten(1, (groups, -1)).sum(2, dtype=torch.int32)
+            for g in range(groups):
+                bias = bias + offsets[g] * scale[:, g] * sums[:, g]
+        return cls(codes, scale, bias, zero_point(quantizer))
+
+    def times(self, factor: Tensor) -> FoldedProduct:
+        """The same, multiplied by one factor an output; float32, (outputs,)."""
+        return replace(self, scale=self.scale * factor[:, None], bias=self.bias * factor)
+
+
 class IntegerGemm(nn.Module):
     """y = sum over column groups g of  s_g (W_g (x_g - z)) + b  with byte codes x, int8 codes W and int32 sums.
 
-    The offset of the activation quantizer is folded into the bias, and so is, for the backend without zero points,
-    the zero point. Where columns have scales of their own (a scale per attention head in the input of the output
-    projection), there is one product a group, each exact. Several layers that read the same input become one by
-    concatenation, since every output has a scale of its own.
+    See `FoldedProduct` for what is folded into scales and bias; for the backend without zero points that is the zero
+    point as well.
 
     Everything it holds is derived from the packed codes: its buffers are not saved.
 
@@ -99,38 +149,31 @@ class IntegerGemm(nn.Module):
         output_scale: Tensor | None = None,
     ):
         super().__init__()
-        codes = torch.cat([weight.codes for weight in weights])
-        groups = max(quantizer.groups.count, *(weight.row_scale.shape[1] for weight in weights))
-        row_scale = torch.cat([w.row_scale.expand(-1, groups) for w in weights]) * quantizer.scale.float()
-        bias = torch.cat([weight.bias for weight in weights])
+        folded = FoldedProduct.of(weights, quantizer, output_scale)
+        codes, bias = folded.codes, folded.bias
         self.coded = output_scale is not None
-        if self.coded:
-            row_scale, bias = row_scale / output_scale[:, None], bias / output_scale
         self.backend = backend
-        self.zero_point = zero_point(quantizer)
-        self.inputs, self.outputs, self.groups = codes.shape[1], codes.shape[0], groups
-        width = self.inputs // groups
+        self.zero_point = folded.zero_point
+        self.inputs, self.outputs, self.groups = codes.shape[1], codes.shape[0], folded.scale.shape[1]
+        groups, width = self.groups, self.inputs // self.groups
         for g in range(groups):
-            part = codes[:, g * width : (g + 1) * width]
-            sums = part.sum(1, dtype=torch.int32)
-            scale = row_scale[:, g].contiguous()
-            if quantizer.offset is not None:
-                offset = quantizer.offset.float().expand(groups)[g] / quantizer.scale.float().expand(groups)[g]
-                bias = bias + offset * scale * sums
-            self._prepare_part(g, part.contiguous(), scale, sums)
+            part = codes[:, g * width : (g + 1) * width].contiguous()
+            self._prepare_part(g, part, folded.scale[:, g].contiguous())
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("no_bias", torch.zeros_like(bias) if groups > 1 else None, persistent=False)
         # Scale and zero point of the weights as oneDNN takes them.
         zeros = torch.zeros(self.outputs, dtype=torch.int32, device=codes.device)
         self.register_buffer("weight_zero_points", zeros if backend == "onednn" else None, persistent=False)
 
-    def _prepare_part(self, g: int, codes: Tensor, scale: Tensor, sums: Tensor) -> None:
+    def _prepare_part(self, g: int, codes: Tensor, scale: Tensor) -> None:
         if self.backend == "onednn":
             packed = torch.ops.onednn.qlinear_prepack(codes, None)
             self.register_buffer(f"weight_{g}", packed, persistent=False)
         else:
             # Bytes become int8 by subtracting 128; what that changes is put right in int32.
-            self.register_buffer(f"correction_{g}", (128 - self.zero_point) * sums, persistent=False)
+            self.register_buffer(
+                f"correction_{g}", (128 - self.zero_point) * codes.sum(1, dtype=torch.int32), persistent=False
+            )
             rows, columns = codes.shape
             padding = (0, -columns % INT_MM_MULTIPLE, 0, -rows % INT_MM_MULTIPLE)
             self.register_buffer(f"weight_{g}", nn.functional.pad(codes, padding), persistent=False)

@@ -71,10 +71,11 @@ class LayerEngine(Engine):
 
     def prepare(self, layer: PackedLinear | PackedConv2d) -> bool:
         """Prepare the int8 weight; whether there is one."""
-        return self.is_ready(
-            layer.weight_codes.device,
-            lambda backend: IntegerGemm([ScaledWeight.of(layer)], layer.input_quantizer, backend),
-        )
+        return self.is_ready(layer.weight_codes.device, lambda backend: self.build(layer, backend))
+
+    def build(self, layer: PackedLinear | PackedConv2d, backend: str) -> IntegerGemm:
+        """The product on the codes of the input."""
+        return IntegerGemm([ScaledWeight.of(layer)], layer.input_quantizer, backend)
 
 
 class LinearEngine(LayerEngine):
@@ -123,13 +124,7 @@ class SharedInputEngine(Engine):
         weights = [ScaledWeight.of(projection) for projection in self.projections]
         output_scale = None
         if self.attention:
-            quantizers = [self.attention[0].attention_quantizers[name] for name in ("query", "key", "value")]
-            output_scale = torch.cat(
-                [
-                    reader.scale.float().repeat_interleave(projection.shape[0] // reader.groups.count)
-                    for reader, projection in zip(quantizers, self.projections, strict=True)
-                ]
-            )
+            output_scale = scale_of_outputs(self.attention[0], self.projections)
         return IntegerGemm(weights, quantizer, backend, output_scale)
 
     def forward(self, quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
@@ -139,6 +134,17 @@ class SharedInputEngine(Engine):
         if x.dtype is torch.uint8:
             return self.gemm(x, self.projections[0].compute_dtype)
         return self.gemm(byte_codes(quantizer, x), x.dtype)
+
+
+def scale_of_outputs(attention: nn.Module, projections: tuple[PackedLinear, ...]) -> Tensor:
+    """Scales of the quantizers that read queries, keys and values, one an output of the projections; float32."""
+    quantizers = [attention.attention_quantizers[name] for name in ("query", "key", "value")]
+    return torch.cat(
+        [
+            reader.scale.float().repeat_interleave(projection.shape[0] // reader.groups.count)
+            for reader, projection in zip(quantizers, projections, strict=True)
+        ]
+    )
 
 
 class SliceEngine(nn.Module):
@@ -173,6 +179,11 @@ class PatchEngine(LayerEngine):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_buffers": {"float_weight": None}}
 
+    def build(self, layer: PackedConv2d, backend: str) -> IntegerGemm:
+        """The product on the codes of the patches."""
+        self.float_weight = layer.weight
+        return super().build(layer, backend)
+
     def forward(self, layer: PackedConv2d, x: Tensor) -> Tensor:
         """(batch, in_channels, height, width) to (batch, out_channels, height', width')."""
         if not self.prepare(layer):
@@ -190,15 +201,6 @@ class PatchEngine(LayerEngine):
         )
         y = self.gemm(patches, dtype)
         return y.view(-1, rows, columns, layer.shape[0]).permute(0, 3, 1, 2)
-
-
-def _keep_float_weight(engine: PatchEngine, layer: PackedConv2d, backend: str) -> IntegerGemm:
-    engine.float_weight = layer.weight
-    return _gemm(layer, backend)
-
-
-def _gemm(layer: PackedLinear | PackedConv2d, backend: str) -> IntegerGemm:
-    return IntegerGemm([ScaledWeight.of(layer)], layer.input_quantizer, backend)
 
 
 def cuts_patches(layer: PackedConv2d) -> bool:

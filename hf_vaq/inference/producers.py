@@ -15,12 +15,9 @@ from torch import Tensor, nn
 
 from ..nn import PackedActivationQuantizer
 from ..numerics.levels import integer_range
-from .codes import byte_codes
 from .layers import Engine
 from .native import kernels, ops
-
-MAX_BREAKPOINTS = 40
-"""More than 5-bit codes have; beyond it comparisons cost more than the function itself."""
+from .staircase import Staircase
 
 
 class CodedLayerNorm(nn.LayerNorm):
@@ -44,8 +41,7 @@ class CodedLayerNorm(nn.LayerNorm):
 class CodedActivation(nn.Module):
     """An activation function that hands codes to the layer that reads it.
 
-    A b-bit quantizer after a scalar function is a staircase of few steps: its breakpoints, found once by bisection of
-    the very function that the simulation computes, say all about it.
+    A b-bit quantizer after a scalar function is a staircase of few steps (`hf_vaq.inference.staircase`).
 
     Args:
         function: the stock activation function.
@@ -53,7 +49,7 @@ class CodedActivation(nn.Module):
     """
 
     breakpoints: Tensor | None
-    steps: Tensor | None
+    codes: Tensor | None
 
     def __init__(self, function: nn.Module, reader: nn.Module):
         super().__init__()
@@ -64,8 +60,8 @@ class CodedActivation(nn.Module):
     def reset(self) -> None:
         """Forget the staircase."""
         self.register_buffer("breakpoints", None, persistent=False)
-        self.register_buffer("steps", None, persistent=False)
-        self.ready, self.start = False, 0
+        self.register_buffer("codes", None, persistent=False)
+        self.ready, self.count = False, 0
 
     def _apply(self, fn: Callable, recurse: bool = True) -> CodedActivation:
         self.reset()
@@ -73,7 +69,7 @@ class CodedActivation(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process or machine may have no kernel.
-        return {**self.__dict__, "_buffers": {"breakpoints": None, "steps": None}, "ready": False}
+        return {**self.__dict__, "_buffers": {"breakpoints": None, "codes": None}, "ready": False}
 
     @torch.compiler.disable(reason="the staircase is found once: use hf_vaq.inference.compile_model")
     def prepare(self) -> None:
@@ -83,9 +79,9 @@ class CodedActivation(nn.Module):
         if quantizer.scale.device.type != "cpu" or kernels() is None or not owner.engine.prepare(owner):
             return
         with torch.inference_mode(False), torch.no_grad():
-            self.start, breakpoints, steps = staircase(self.function, self.reader[1])
-            if len(breakpoints) <= MAX_BREAKPOINTS:
-                self.breakpoints, self.steps = breakpoints, steps
+            staircase = Staircase.of(self.function, quantizer)
+            if staircase.fits():
+                self.breakpoints, self.codes, self.count = staircase.padded()
 
     def forward(self, x: Tensor) -> Tensor:
         """Byte codes of the function of `x` if its reader takes them and there is a kernel; else the numbers."""
@@ -94,39 +90,7 @@ class CodedActivation(nn.Module):
         if self.breakpoints is None or x.dtype is not torch.float32:
             return self.function(x)
         step_codes = torch.ops.hf_vaq.step_codes if torch.compiler.is_compiling() else ops.step_codes
-        return step_codes(x, self.start, self.breakpoints, self.steps)
-
-
-def staircase(
-    function: Callable[[Tensor], Tensor], quantizer: PackedActivationQuantizer
-) -> tuple[int, Tensor, Tensor]:
-    """The byte codes of a scalar function as a staircase.
-
-    Args:
-        function: elementwise, constant or linear far from zero (GELU, SiLU, ReLU).
-        quantizer: of its values; one scale.
-
-    Returns:
-        The code far below zero; the float32 breakpoints, ascending: the smallest number of each new step; and by how
-        much the code changes there, int32.
-    """
-
-    def code(x: Tensor) -> Tensor:
-        return byte_codes(quantizer, function(x)).int()
-
-    _, qp = integer_range(quantizer.bits, quantizer.signed)
-    reach = float(qp * quantizer.scale.abs() + (0 if quantizer.offset is None else quantizer.offset.abs()))
-    limit = 16 + 2 * reach  # GELU and SiLU have reached their asymptotes there, to the last bit of a code
-    x = torch.linspace(-limit, limit, 1 << 16, dtype=torch.float32)
-    codes = code(x)
-    change = (codes[1:] != codes[:-1]).nonzero().flatten()
-    low, high = x[change], x[change + 1]
-    before = codes[change]
-    for _ in range(48):
-        middle = low + (high - low) / 2
-        same = code(middle) == before
-        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
-    return int(codes[0]), high, (codes[change + 1] - before).to(torch.int32)
+        return step_codes(x, self.breakpoints, self.codes, self.count)
 
 
 def emit_codes(norm: nn.LayerNorm, owner: nn.Module, quantizer: PackedActivationQuantizer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 SUPPORTED = ("beit", "deit", "dinov2", "swin", "vit")
@@ -23,6 +23,8 @@ NORM_READERS = {
     "norm2": ("mlp.fc1", "mlp"),
     "norm": ("reduction",),
 }
+# The two layer norms of a transformer layer: before the attention, and before the linear layers.
+LAYER_NORMS = (("layernorm_before", "layernorm_after"), ("norm1", "norm2"))
 # Layers that read an activation function, and what that is called beside them.
 ACTIVATION_OF = {"fc2": "activation_fn"}
 BLOCK_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")
@@ -45,6 +47,17 @@ def check_supported(model: PreTrainedModel, quantize_attention: bool) -> None:
 def is_attention(module: nn.Module) -> bool:
     """Whether `module` is self-attention in the form that all supported families share."""
     return all(isinstance(getattr(module, name, None), nn.Linear) for name in HEAD_DIMENSION)
+
+
+def residual_factors(layer: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """What a transformer layer multiplies its attention and its MLP by, before it adds them: one factor a channel.
+
+    None where there is none, as in ViT, DeiT and Swin.
+    """
+    if hasattr(layer, "layer_scale1"):
+        return layer.layer_scale1.lambda1, layer.layer_scale2.lambda1
+    factors = (getattr(layer, "lambda_1", None), getattr(layer, "lambda_2", None))
+    return tuple(factor if isinstance(factor, Tensor) else None for factor in factors)
 
 
 def has_windows(layer: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from inference_helpers import logits, packed
 from torchvision.transforms.functional import pil_to_tensor
 
 from hf_vaq.data import load_digits
-from hf_vaq.inference import attention, code_agreement, codes, producers, set_execution
+from hf_vaq.inference import attention, code_agreement, codes, producers, set_execution, whole_layers
 from hf_vaq.inference.backends import has_integer_instructions
 from hf_vaq.inference.native import loading
 
@@ -32,7 +32,7 @@ MORE_SCHEMES = [
 @pytest.fixture(params=["onednn", "int_mm", "without kernels"])
 def engine(request, monkeypatch):
     if request.param == "without kernels":
-        for module in (attention, codes, producers):
+        for module in (attention, codes, producers, whole_layers):
             monkeypatch.setattr(module, "kernels", lambda: None)
         return "onednn"
     return request.param
@@ -96,7 +96,7 @@ def test_swin_pads_windows_and_merges_odd_grids_as_in_the_simulation():
 def test_what_the_kernels_compute_is_what_is_computed_without_them(monkeypatch):
     model = packed("vit", activation_granularity="head")
     with_kernels = logits(model)
-    for module in (attention, codes, producers):
+    for module in (attention, codes, producers, whole_layers):
         monkeypatch.setattr(module, "kernels", lambda: None)
     set_execution(model, "auto")
     torch.testing.assert_close(logits(model), with_kernels, rtol=1e-5, atol=1e-6)

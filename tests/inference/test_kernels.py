@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_vaq.inference.codes import CENTER, byte_codes
 from hf_vaq.inference.native import loading, ops
-from hf_vaq.inference.producers import staircase
+from hf_vaq.inference.staircase import SIZE, Staircase
 from hf_vaq.nn import PackedActivationQuantizer
 from hf_vaq.numerics.fake_quantize import quantize_to_codes
 from hf_vaq.numerics.groups import ScaleGroups
@@ -86,20 +86,25 @@ def test_layer_norm_codes_are_those_of_the_quantized_layer_norm():
 @pytest.mark.parametrize("bits, scale, offset", [(2, 0.4, -0.1), (4, 0.07, -0.16), (5, 0.2, 0.3)])
 def test_a_staircase_says_all_about_a_quantized_activation_function(function, bits, scale, offset):
     reader = quantizer(bits, scale, signed=False, offset=offset)
-    start, breakpoints, steps = staircase(function, reader)
+    staircase = Staircase.of(function, reader)
     x = torch.cat([torch.randn(20_000) * 3, torch.tensor([-1e30, -100.0, 0.0, 100.0, 1e30])])
-    found = start + ((x[:, None] >= breakpoints) * steps).sum(1)
+    found = staircase.codes[(x[:, None] >= staircase.breakpoints).sum(1)]
     wanted = byte_codes(reader, function(x)).int()
     assert torch.equal(found[-5:].int(), wanted[-5:])
     assert (found != wanted).double().mean() <= 1e-4
-    assert len(breakpoints) <= 2 * 2**bits and wanted.unique().numel() > 2
+    assert staircase.fits() and wanted.unique().numel() > 2
 
 
 @needs_kernels
-def test_step_codes_add_the_steps_at_the_breakpoints():
-    x = torch.tensor([-math.inf, -1.0, -0.5, 0.0, 0.25, 2.0, math.inf])
-    found = ops.step_codes(x, 3, torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([-2, 1, 5], dtype=torch.int32))
-    assert found.tolist() == [3, 1, 1, 2, 2, 7, 7]
+@pytest.mark.parametrize("count", [0, 3, 15, 16, 31, 32, SIZE - 1])
+def test_step_codes_are_those_of_the_breakpoints_that_are_reached(count):
+    torch.manual_seed(0)
+    breakpoints = torch.randn(count).sort().values
+    staircase = Staircase(breakpoints, torch.randint(0, 256, (count + 1,), dtype=torch.int32))
+    x = torch.cat([torch.randn(50_000), breakpoints, torch.tensor([-math.inf, math.inf, math.nan])])
+    found = ops.step_codes(x, *staircase.padded())
+    wanted = staircase.codes[(x[:, None] >= breakpoints).sum(1)]
+    assert torch.equal(found, wanted.to(torch.uint8))
 
 
 @pytest.fixture

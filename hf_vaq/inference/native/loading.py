@@ -18,6 +18,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+HEADERS = ("codes.h", "product.h", "attention.h", "layer.h")
 COMPILERS = ("g++", "clang++", "c++")
 INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-mfma", *(f"-m{name}" for name in INSTRUCTIONS))
@@ -26,8 +27,10 @@ POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctype
 SIGNATURES = {
     "vaq_attention": (*[POINTER] * 8, FLOAT, INT, POINTER, INT),
     "vaq_quantize": (POINTER, LONG, FLOAT, FLOAT, INT, FLOAT, FLOAT, POINTER, INT),
-    "vaq_step_codes": (POINTER, LONG, INT, POINTER, POINTER, INT, POINTER, INT),
+    "vaq_step_codes": (POINTER, LONG, POINTER, POINTER, INT, POINTER, INT),
     "vaq_layer_norm_codes": (POINTER, LONG, LONG, POINTER, POINTER, FLOAT, FLOAT, FLOAT, FLOAT, POINTER, INT),
+    "vaq_pack_weight": (POINTER, LONG, LONG, LONG, INT, POINTER, POINTER),
+    "vaq_layer": (POINTER, POINTER, POINTER, POINTER, LONG, LONG, INT),
 }
 
 
@@ -65,7 +68,8 @@ def _build() -> Path:
     """The shared library of this source, these flags and this compiler; built if it is not in the cache."""
     compiler = _compiler()
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), version, *FLAGS]).encode()).hexdigest()[:16]
+    sources = [SOURCE.with_name(name).read_text() for name in (SOURCE.name, *HEADERS)]
+    key = hashlib.sha256("\0".join([*sources, version, *FLAGS]).encode()).hexdigest()[:16]
     folder = Path(constants.HF_HOME) / "hf_vaq"
     library = folder / f"kernels-{key}.so"
     if not library.is_file():

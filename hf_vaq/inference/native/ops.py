@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .kept import numbered
 from .loading import kernels
 
 
@@ -78,17 +79,16 @@ def quantize(x: Tensor, scale: float, offset: float | None, qn: int, qp: int) ->
     return out
 
 
-def step_codes(x: Tensor, start: int, breakpoints: Tensor, steps: Tensor) -> Tensor:
-    """`start` plus the sum of the steps (int32) at the breakpoints (float32) up to each value of float32 `x`."""
+def step_codes(x: Tensor, breakpoints: Tensor, codes: Tensor, count: int) -> Tensor:
+    """`codes[number of breakpoints up to x]` for each value of float32 `x`; see `hf_vaq.inference.staircase`."""
     x = x.contiguous()
     out = torch.empty_like(x, dtype=torch.uint8)
     kernels().vaq_step_codes(
         x.data_ptr(),
         x.numel(),
-        start,
         breakpoints.data_ptr(),
-        steps.data_ptr(),
-        len(steps),
+        codes.data_ptr(),
+        count,
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -131,10 +131,47 @@ def _(query, key, value, mask, scales, levels, scaling, coded):
     return query.new_empty((batch, tokens, heads, dim), dtype=torch.uint8 if coded else torch.float32)
 
 
-_LIBRARY.define("step_codes(Tensor x, int start, Tensor breakpoints, Tensor steps) -> Tensor")
+_LIBRARY.define("step_codes(Tensor x, Tensor breakpoints, Tensor codes, int count) -> Tensor")
 _LIBRARY.impl("step_codes", step_codes, "CPU")
 
 
 @torch.library.register_fake("hf_vaq::step_codes", lib=_LIBRARY)
-def _(x, start, breakpoints, steps):
+def _(x, breakpoints, codes, count):
     return x.new_empty(x.shape, dtype=torch.uint8)
+
+
+def layer(x: Tensor, kernel: int, windows: int) -> Tensor:
+    """A whole transformer layer.
+
+    Args:
+        x: float32, (images, tokens, width), contiguous.
+        kernel: number of a `hf_vaq.inference.layer_kernel.LayerKernel`.
+        windows: number of a `hf_vaq.inference.layer_kernel.WindowsKernel`.
+
+    Returns:
+        Shape and type of `x`.
+    """
+    prepared, geometry = numbered(kernel), numbered(windows)
+    if x.shape[1:] != (geometry.tokens, prepared.width):
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (images, {geometry.tokens}, {prepared.width}).")
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    kernels().vaq_layer(
+        prepared.address,
+        geometry.address,
+        x.data_ptr(),
+        out.data_ptr(),
+        x.shape[0],
+        x.shape[1],
+        torch.get_num_threads(),
+    )
+    return out
+
+
+_LIBRARY.define("layer(Tensor x, int kernel, int windows) -> Tensor")
+_LIBRARY.impl("layer", layer, "CPU")
+
+
+@torch.library.register_fake("hf_vaq::layer", lib=_LIBRARY)
+def _(x, kernel, windows):
+    return x.new_empty(x.shape)
