@@ -53,6 +53,9 @@ def code_agreement(model: PreTrainedModel, pixel_values: Tensor, *, propagate: b
     sums, they may choose differently. By default each layer is compared on equal ground: what it receives are the
     codes of the simulation. With `propagate` nothing is replaced, so that a code which differs changes what follows.
 
+    Hooks see what passes between the modules, so the modules compute here, and not the kernel of a whole layer; both
+    do the same operations, and the tests compare them.
+
     Compared are the inputs of all layers that are executed in integers, and queries, keys and values. The attention
     probabilities live inside a kernel; an error there would show in the input of the output projection.
 

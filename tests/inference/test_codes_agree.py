@@ -67,7 +67,7 @@ def check(model, family):
 
 def test_a_wrong_weight_code_is_seen():
     model = packed("vit")
-    engine = model.vit.layers[0].mlp.fc1.engine
+    engine = model.classifier.engine
     logits(model)
     engine.gemm.scale_0.mul_(1.01)
     pixel_values = images(8, seed=3)
