@@ -22,10 +22,15 @@ class CompiledModel:
         # The model does not change any more, so nothing of it has to be checked at each call: that took a millisecond.
         options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
         self._compiled = torch.compile(model, fullgraph=True, dynamic=False, options=options)
+        self._seen: set[tuple[torch.Size, ...]] = set()
 
     @torch.inference_mode()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns; the first call with a new shape of input compiles, for about a minute."""
+        shapes = tuple(x.shape for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+        if shapes not in self._seen:
+            self.model(*args, **kwargs)  # prepares what depends on the size of the image
+            self._seen.add(shapes)
         with _constant_weights():
             return self._compiled(*args, **kwargs)
 

@@ -9,6 +9,8 @@ from inference_helpers import logits, packed, trained
 
 from hf_vaq.inference import compile_model, set_execution
 from hf_vaq.inference.backends import has_integer_instructions
+from hf_vaq.inference.native import kernels
+from hf_vaq.inference.whole_layers import runs_whole
 
 needs_integers = pytest.mark.skipif(not has_integer_instructions(), reason="needs a CPU with VNNI or AMX")
 
@@ -40,19 +42,23 @@ def test_plain_torch_compile_works_on_a_model_that_was_used_before(backend):
 
 
 @needs_integers
-def test_the_whole_forward_pass_is_one_graph():
+@pytest.mark.parametrize("family", ["deit", "swin", "beit"])
+def test_the_whole_forward_pass_is_one_graph(family):
     graphs = []
 
     def keep(graph, example_inputs):
         graphs.append(graph)
         return graph.forward
 
-    model = packed("deit")
+    model = packed(family)
     expected = logits(model)
     with torch.inference_mode():
         compiled = torch.compile(copy.copy(model), fullgraph=True, backend=keep)(pixel_values=images()).logits
     torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
     assert len(graphs) == 1
+    if kernels() is not None:
+        layers = sum(map(runs_whole, model.modules()))
+        assert sum("hf_vaq.layer" in str(node.target) for node in graphs[0].graph.nodes) == layers > 0
 
 
 def test_only_packed_models_are_compiled_here():
