@@ -1,12 +1,12 @@
 """Where the time of the integer engine goes, and how much faster it could become.
 
-Shares come from the profiler of PyTorch: of the time that the main thread spends in operators and kernels, by kind.
-A compiled kernel does several things at once; it counts for the most expensive kind in its name, so "LayerNorm" holds
-the residual addition before and the quantization after it, and "softmax" the quantization of the probabilities.
+The kernel of a whole layer is built with clocks in it (the macro VAQ_CLOCKS): they count the first thread. What is
+outside of the layers is divided by the profiler of PyTorch, operator by operator; the rest is Python and waiting.
 """
 
 from __future__ import annotations
 
+import ctypes
 import re
 import statistics
 import time
@@ -19,33 +19,44 @@ from torch import nn
 from torch.profiler import ProfilerActivity
 
 from hf_vaq.inference import compile_model
+from hf_vaq.inference.native import kernels, loading
 from hf_vaq.nn import PackedWeight
 
-RUNS = 10
+WARM_UP, RUNS = 5, 20
+# In the order of `Work` in codes.h, after the layer as a whole.
+PARTS = (
+    "layers: Linear, with GELU, quantization and residual sum",
+    "layers: attention products",
+    "layers: softmax, with quantization",
+    "layers: LayerNorm, with quantization",
+    "layers: keys and values laid out",
+)
+LINEAR = PARTS[0]
+WAITING = "layers: calls, waiting for the other thread"
 KINDS = {
-    "Linear layers": r"qlinear|_int_mm|addmm|linear|mkldnn",
-    "attention as one kernel (products, softmax, quantization)": r"hf_vaq::attention",
-    "attention products": r"bmm|baddbmm|matmul|^aten::mm$|scaled_dot_product",
-    "softmax, with quantization": r"softmax|amax.*exp|exp.*sum",
-    "LayerNorm, with addition and quantization": r"layer_norm|var_mean|rsqrt|_welford",
-    "GELU, with quantization": r"gelu|erf|tanh",
-    "patch convolution": r"conv",
-    "quantization alone": r"step_codes|round|clamp|clip|quantize",
-    "copies and layout": r"copy|clone|contiguous|_to_copy|cat|permute|transpose|reshape|view|empty|index",
+    "outside: Linear and patch products": r"qlinear|_int_mm|addmm|linear|mkldnn|conv",
+    "outside: LayerNorm": r"layer_norm|var_mean|rsqrt|_welford",
+    "outside: copies, concatenations, quantization": r"",
 }
-"""Kind by the first pattern that an operator or kernel has in its name; everything else is "other"."""
+"""What operators outside of the layers are, by the first pattern that their name has."""
+PYTHON = "outside: Python, calls"
 
 
 def profile_engine(task: Task, bits: int = 4) -> dict[str, Any]:
     """Profile the packed model eager and compiled.
 
     Returns:
-        Of each: milliseconds a call, shares by kind, largest kernels, and `limits`: the speed-up over float32 eager of
-        this process if the Linear layers cost nothing, if everything else cost nothing, and as it is.
+        Of each: milliseconds a call, shares of them by kind, and `limits`: the speed-up over float32 eager of this
+        process if the products of the layers cost nothing, if everything else cost nothing, and as it is.
         `memory_floor_ms` is the time that reading every weight and moving every input and output of the packed layers
-        once takes at the
-        bandwidth of a large copy.
+        once takes at the bandwidth of a large copy.
+
+    Raises:
+        RuntimeError: if there are no kernels on this machine.
     """
+    loading.FLAGS = (*loading.FLAGS, "-DVAQ_CLOCKS")
+    if kernels() is None:
+        raise RuntimeError("the profile looks into the kernels: it needs AVX-512 VNNI and a C++ compiler.")
     model = load(task, bits)
     pixels = task.pixels()
     float_seconds = _seconds(task.model, pixels)
@@ -58,48 +69,52 @@ def profile_engine(task: Task, bits: int = 4) -> dict[str, Any]:
 
 
 def kind_of(name: str) -> str:
-    """The kind of work that an operator or a compiled kernel does, by its name."""
-    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), "other")
+    """The kind of work that an operator outside of the layers does, by its name."""
+    return next(kind for kind, pattern in KINDS.items() if re.search(pattern, name))
 
 
 @torch.inference_mode()
 def _profile(run, pixels: torch.Tensor, float_seconds: float) -> dict[str, Any]:
-    with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
-        for _ in range(3):
+    _seconds(run, pixels)
+    _clocks()
+    seconds = _seconds(run, pixels)
+    layer, *inside = (counted / (WARM_UP + RUNS) for counted in _clocks())
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(RUNS):
             run(pixel_values=pixels)
-        seconds = _seconds(run, pixels)
-        with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
-            for _ in range(RUNS):
-                run(pixel_values=pixels)
-    times: dict[str, float] = {}
+    parts = dict(zip(PARTS, inside, strict=True))
+    parts[WAITING] = layer - sum(inside)
     for event in profiler.key_averages():
-        times[event.key] = times.get(event.key, 0.0) + event.self_cpu_time_total
-    total = sum(times.values())
-    shares: dict[str, float] = {}
-    for name, value in times.items():
-        kind = kind_of(name)
-        shares[kind] = shares.get(kind, 0.0) + value / total
-    linear = shares.get("Linear layers", 0.0)
-    ordered = sorted(times.items(), key=lambda item: -item[1])
+        if event.key != "hf_vaq::layer":
+            kind = kind_of(event.key)
+            parts[kind] = parts.get(kind, 0.0) + event.self_cpu_time_total / 1e6 / RUNS
+    parts[PYTHON] = max(0.0, seconds - sum(parts.values()))
+    shares = {kind: value / sum(parts.values()) for kind, value in parts.items()}
     return {
         "ms": round(1000 * seconds, 3),
         "shares": {kind: round(share, 4) for kind, share in sorted(shares.items(), key=lambda item: -item[1])},
-        "largest": {name: round(value / total, 4) for name, value in ordered[:12]},
         "limits": {
             "as_it_is": round(float_seconds / seconds, 3),
-            "linear_layers_free": round(float_seconds / (seconds * (1 - linear)), 3),
-            "all_but_linear_layers_free": round(float_seconds / (seconds * linear), 3) if linear else None,
+            "linear_layers_free": round(float_seconds / (seconds * (1 - shares[LINEAR])), 3),
+            "all_but_linear_layers_free": round(float_seconds / (seconds * shares[LINEAR]), 3),
         },
     }
+
+
+def _clocks() -> list[float]:
+    """Seconds that the clocks in the kernels counted since the last call: of the layers as a whole, and of `PARTS`."""
+    counted = (ctypes.c_double * (1 + len(PARTS)))()
+    kernels().vaq_clocks(counted)
+    return list(counted)
 
 
 @torch.inference_mode()
 def _seconds(run, pixels: torch.Tensor) -> float:
     times = []
-    for turn in range(3 + RUNS):
+    for turn in range(WARM_UP + RUNS):
         before = time.perf_counter()
         run(pixel_values=pixels)
-        if turn >= 3:
+        if turn >= WARM_UP:
             times.append(time.perf_counter() - before)
     return statistics.median(times)
 

@@ -124,6 +124,7 @@ void pack_values(const Attention& a, int64_t b, int64_t h, Workspace& w) {
 
 // Scores of `rows` queries from the query codes: sums times scales plus mask.
 void score(const Attention& a, int64_t b, int64_t h, int64_t first_row, int rows, Workspace& w) {
+    const Clock clock(PRODUCTS);
     const __m512 scale = _mm512_set1_ps(a.scale_q[h] * a.scale_k[h] * a.scaling);
     const float* mask = a.mask ? a.mask + b * a.mask_stride[0] + h * a.mask_stride[1] : nullptr;
     for (int64_t c = 0; c < w.tokens16; c += VECTORS) {
@@ -164,17 +165,19 @@ void softmax_codes(float* s, int64_t n, float scale, float qp, uint8_t* out) {
     }
 }
 
-// `rows` queries, at most ROWS, from the packed keys and values.
-void attend(const Attention& a, int64_t b, int64_t h, int64_t row, int rows, Workspace& w) {
-    for (int i = 0; i < rows; ++i) {
-        const uint8_t* x = a.query + b * a.stride[0][0] + h * a.stride[0][1] + (row + i) * a.stride[0][2];
-        for (int64_t d = 0; d < a.dim; d += 64)
-            _mm512_storeu_si512(w.queries.data() + i * w.dim64 * 64 + d, clamped(x + d, a.dim - d, a.levels[0]));
-    }
-    score(a, b, h, row, rows, w);
+// Codes of the probabilities of `rows` queries.
+void softmax(const Attention& a, int64_t h, int rows, Workspace& w) {
+    const Clock clock(SOFTMAX);
     const int64_t padded = w.tokens16 * 16;
     for (int i = 0; i < rows; ++i)
-        softmax_codes(w.scores.data() + i * padded, a.tokens, a.scale_p[h], a.levels[3][1], w.probabilities.data() + i * padded);
+        softmax_codes(w.scores.data() + i * padded, a.tokens, a.scale_p[h], a.levels[3][1],
+                      w.probabilities.data() + i * padded);
+}
+
+// Sums of the values by the probabilities.
+void mix(const Attention& a, int64_t b, int64_t h, int64_t row, int rows, Workspace& w) {
+    const Clock clock(PRODUCTS);
+    const int64_t padded = w.tokens16 * 16;
     const __m512 scale = _mm512_set1_ps(a.scale_p[h] * a.scale_v[h]);
     const Quantizer output{a.out_scale ? a.out_scale[h] : 1, 0, a.out_qn, a.out_qp, false};
     for (int64_t d = 0; d < w.dim16; d += VECTORS) {
@@ -195,11 +198,26 @@ void attend(const Attention& a, int64_t b, int64_t h, int64_t row, int rows, Wor
     }
 }
 
+// `rows` queries, at most ROWS, from the packed keys and values.
+void attend(const Attention& a, int64_t b, int64_t h, int64_t row, int rows, Workspace& w) {
+    for (int i = 0; i < rows; ++i) {
+        const uint8_t* x = a.query + b * a.stride[0][0] + h * a.stride[0][1] + (row + i) * a.stride[0][2];
+        for (int64_t d = 0; d < a.dim; d += 64)
+            _mm512_storeu_si512(w.queries.data() + i * w.dim64 * 64 + d, clamped(x + d, a.dim - d, a.levels[0]));
+    }
+    score(a, b, h, row, rows, w);
+    softmax(a, h, rows, w);
+    mix(a, b, h, row, rows, w);
+}
+
 // Queries [begin, end) of one head of one image.
 void attend_rows(const Attention& a, int64_t b, int64_t h, int64_t begin, int64_t end) {
     Workspace& w = Workspace::mine(a);
-    pack_keys(a, b, h, w);
-    pack_values(a, b, h, w);
+    {
+        const Clock clock(PACKING);
+        pack_keys(a, b, h, w);
+        pack_values(a, b, h, w);
+    }
     for (int64_t row = begin; row < end; row += ROWS) attend(a, b, h, row, std::min<int64_t>(ROWS, end - row), w);
 }
 

@@ -79,4 +79,12 @@ void vaq_layer(const Layer* layer, const Windows* windows, const float* x, float
     LayerPass{*layer, *windows, x, y, images, tokens}.run(threads);
 }
 
+#ifdef VAQ_CLOCKS
+// Seconds since the last call, by Work.
+void vaq_clocks(double* seconds) {
+    std::copy(clocks, clocks + KINDS, seconds);
+    std::fill(clocks, clocks + KINDS, 0.0);
+}
+#endif
+
 }  // extern "C"

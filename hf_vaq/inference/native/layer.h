@@ -4,8 +4,6 @@
 
 #pragma once
 
-#include <omp.h>
-
 #include "attention.h"
 
 namespace {
@@ -60,6 +58,7 @@ struct LayerPass {
     // Three ways to share the work: a thread takes whole windows; or a part of the columns of every product, which
     // reads the weights once for all threads together; or a part of the rows.
     void run(int threads) const {
+        const Clock clock(LAYER);
         const int64_t count = images * windows.count, rows = count * windows.tokens;
         const Product* products[] = {&layer.projections, &layer.output, &layer.first, &layer.second};
         int64_t weights = 0;
@@ -97,7 +96,8 @@ struct LayerPass {
             project(codes, many * size, ALL, projected);
             for (int64_t w = 0; w < many; ++w)
                 for (int64_t head = 0; head < layer.heads; ++head)
-                    attend(begin + w, head, ALL, projected + w * size * projected_stride(), context + w * size * context_stride());
+                    attend(begin + w, head, ALL, projected + w * size * projected_stride(),
+                           context + w * size * context_stride());
             finish(begin * size, (begin + many) * size, context);
         }
     }
@@ -158,6 +158,7 @@ struct LayerPass {
 
     // The first LayerNorm of rows [begin, end). Padding comes after it, and is zero.
     void enter(int64_t begin, int64_t end, uint8_t* codes) const {
+        const Clock clock(NORM);
         alignas(16) uint8_t zero[16];
         store_bytes(zero, layer.before.quantizer.bytes(_mm512_setzero_ps()), 16);
         for (int64_t row = begin; row < end; ++row, codes += codes_stride()) {
@@ -171,6 +172,7 @@ struct LayerPass {
 
     // Queries, keys and values, as centered bytes.
     void project(const uint8_t* codes, int64_t rows, Part part, uint8_t* projected) const {
+        const Clock clock(LINEAR);
         const int64_t outputs = layer.projections.outputs;
         const Quantizer centered{1, 0, -(float)CENTER, 255.0f - CENTER, false};
         layer.projections.multiply(codes, codes_stride(), rows, part, [&](int64_t row, int64_t column, __m512 numbers) {
@@ -206,15 +208,17 @@ struct LayerPass {
     // Output projection of rows [begin, end) plus residual, into y. Returns how many of the rows are no padding, and
     // where they are in y.
     int64_t add_attention(int64_t begin, int64_t end, const uint8_t* context, Part part, float* const** places) const {
+        const Clock clock(LINEAR);
         const float** in = grow(Scratch::mine().in, end - begin);
         float** out = grow(Scratch::mine().out, end - begin);
         for (int64_t row = begin; row < end; ++row) {
             const int64_t at = place(row);
             in[row - begin] = at < 0 ? nullptr : x + at, out[row - begin] = at < 0 ? nullptr : y + at;
         }
-        layer.output.multiply(context, context_stride(), end - begin, part, [&](int64_t row, int64_t column, __m512 numbers) {
+        const auto write = [&](int64_t row, int64_t column, __m512 numbers) {
             if (out[row]) add(in[row], out[row], column, numbers);
-        });
+        };
+        layer.output.multiply(context, context_stride(), end - begin, part, write);
         int64_t rows = 0;
         for (int64_t row = 0; row < end - begin; ++row)
             if (out[row]) out[rows++] = out[row];
@@ -224,11 +228,14 @@ struct LayerPass {
 
     // The second LayerNorm.
     void normalize(float* const* rows, int64_t begin, int64_t end, uint8_t* codes) const {
-        for (int64_t row = begin; row < end; ++row, codes += codes_stride()) layer.after.row(rows[row], layer.width(), codes);
+        const Clock clock(NORM);
+        for (int64_t row = begin; row < end; ++row, codes += codes_stride())
+            layer.after.row(rows[row], layer.width(), codes);
     }
 
     // The first linear layer and the activation function.
     void expand(const uint8_t* codes, int64_t rows, Part part, uint8_t* hidden) const {
+        const Clock clock(LINEAR);
         const int64_t outputs = layer.first.outputs;
         layer.activation.with_search([&](const auto& search) {
             layer.first.multiply(codes, codes_stride(), rows, part, [&](int64_t row, int64_t column, __m512 numbers) {
@@ -239,6 +246,7 @@ struct LayerPass {
 
     // The second linear layer plus residual.
     void contract(const uint8_t* hidden, int64_t rows, Part part, float* const* out) const {
+        const Clock clock(LINEAR);
         layer.second.multiply(hidden, hidden_stride(), rows, part, [&](int64_t row, int64_t column, __m512 numbers) {
             add(out[row], out[row], column, numbers);
         });

@@ -83,8 +83,8 @@ struct Product {
     // write(row, column, 16 numbers) for all rows of `codes` and every 16th column of a part of the panels.
     template <class Write>
     void multiply(const uint8_t* codes, int64_t stride, int64_t rows, Part part, Write write) const {
-        const int64_t columns = outputs16(), words = steps() * 4;
-        for (int64_t column = part.begin(panels()) * PANEL; column < std::min(columns, part.end(panels()) * PANEL); column += PANEL) {
+        const int64_t columns = outputs16(), words = steps() * 4, last = std::min(columns, part.end(panels()) * PANEL);
+        for (int64_t column = part.begin(panels()) * PANEL; column < last; column += PANEL) {
             const int vectors = std::min<int64_t>(VECTORS, (columns - column) / 16);
             for (int64_t row = 0; row < rows; row += ROWS) {
                 const int height = std::min<int64_t>(ROWS, rows - row);
