@@ -3,18 +3,20 @@
 One training step is forward, backward and AdamW on a fixed random batch; DeiT-T at 224 px, batch 16, and Swin-T at
 batch 4. All candidates of a model run in one process, interleaved, and are compared with the float32 step in eager
 mode, round by round. "regularized" adds the bin regularizer and the oscillation tracker, as every step of the second
-half of a training run has them.
+half of a training run has them. The candidates are in `training_candidates.py`.
 
-Peak memory is measured in a process of its own for each candidate: parameters and optimizer states, counted, plus the
-growth of the resident memory from just before a step (after unused memory was given back to the system) to the highest
-point in it, which holds activations and gradients. Compiler and libraries are not in it.
+Peak memory is measured in a process of its own for each of `MEMORY`: parameters and optimizer states, counted, plus
+the growth of the resident memory from just before a step (after unused memory was given back to the system) to the
+highest point in it, which holds activations and gradients. Compiler and libraries are not in it.
 
 Peers are run if they can be imported, and named if not: torchao (int8 activations, int4 weights, Linears only) and
 brevitas (learned scales, Linears only; attention is not quantized by either).
 
-    python benchmarks/training_step.py                      # all; see docs/training_speed.md for how long it takes
+    python benchmarks/training_step.py                      # everything
     python benchmarks/training_step.py --models swin-t      # one model; the other one stays in the results
     python benchmarks/training_step.py --quick      # DeiT-T, few candidates, three rounds; writes nothing
+
+The script starts itself again with a fixed mmap threshold of glibc's allocator, see `environment.py`.
 """
 
 from __future__ import annotations
@@ -24,89 +26,42 @@ import ctypes
 import gc
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from environment import settle_environment
 from reporting import RESULTS, write_results
-from torch import Tensor, nn
-from transformers import (
-    DeiTConfig,
-    DeiTForImageClassification,
-    PreTrainedModel,
-    SwinConfig,
-    SwinForImageClassification,
-)
+from torch import Tensor
+from training_candidates import BATCH_SIZE, PEERS, REFERENCE, Candidate, TrainingStep, candidates, forget_models
 
-from hf_vaq import QuantConfig, calibrate, quantize
-from hf_vaq.nn.fusion import set_fusion
-from hf_vaq.numerics.compiled import uncompiled
 from hf_vaq.numerics.fake_quantize import fake_quantize
 from hf_vaq.numerics.fused import Quantization, fused_gradients, fused_quantize
 from hf_vaq.numerics.groups import ScaleGroups
 from hf_vaq.speed.timing import InterleavedTimes, time_interleaved
 from hf_vaq.tables import format_table
-from hf_vaq.training.oscillation import OscillationTracker
-from hf_vaq.training.regularization import model_bin_regularizer
 
-BATCH_SIZE = {"deit-t": 16, "swin-t": 4}
-REFERENCE = "float32"
 QUANTIZER_SHAPES = ((16, 198, 192), (16, 198, 768), (16, 3, 198, 198), (768, 192))
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to train.
-
-    Attributes:
-        bits: of weights and activations; None for full precision.
-        peer: library that quantizes, instead of ours.
-        fused: whether our quantizers are fused.
-        compiled: whether `torch.compile` gets the whole model.
-        autocast: whether the forward pass runs under bfloat16 autocast.
-        regularized: with bin regularizer and oscillation tracker.
-        no_compiler: as where there is none.
-    """
-
-    bits: int | None = None
-    peer: str | None = None
-    fused: bool = True
-    compiled: bool = False
-    autocast: bool = False
-    regularized: bool = False
-    no_compiler: bool = False
-
-
-def candidates() -> dict[str, Candidate]:
-    """All of them by name."""
-    found = {
-        REFERENCE: Candidate(),
-        "float32, compiled": Candidate(compiled=True),
-        "float32, bf16 autocast": Candidate(autocast=True),
-        "float32, compiled, bf16 autocast": Candidate(compiled=True, autocast=True),
-    }
-    for bits in (4, 2):
-        for regularized in (False, True):
-            name = f"W{bits}A{bits}" + (", regularized" if regularized else "")
-            found[name] = Candidate(bits, regularized=regularized)
-            found[f"{name}, compiled"] = Candidate(bits, compiled=True, regularized=regularized)
-            found[f"{name}, bf16 autocast"] = Candidate(bits, autocast=True, regularized=regularized)
-            found[f"{name}, compiled, bf16 autocast"] = Candidate(
-                bits, compiled=True, autocast=True, regularized=regularized
-            )
-    found["W4A4, not fused"] = Candidate(4, fused=False)
-    found["W4A4, no compiler"] = Candidate(4, no_compiler=True)
-    for peer in PEERS:
-        found[peer] = Candidate(peer=peer)
-    return found
-
+COMPILED_VARIANTS = 64
+"""More than there are compiled candidates: they share the code of one class, of which Dynamo would compile eight
+variants and run the others uncompiled."""
+MEMORY = (
+    REFERENCE,
+    "W4A4",
+    "W4A4, regularized",
+    "W4A4, regularized, compiled",
+    "W4A4, regularized, compiled, bf16 autocast",
+    "W2A2, regularized",
+    "W4A4, not fused",
+    *PEERS,
+)
+"""Candidates whose memory is measured: compiled ones take a minute each."""
 
 QUICK = (REFERENCE, "W4A4", "W4A4, regularized", "W4A4, regularized, compiled, bf16 autocast", "W4A4, not fused")
 
@@ -115,13 +70,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=BATCH_SIZE, default=list(BATCH_SIZE))
     parser.add_argument("--candidates", nargs="+", help="names; all that can run if not given")
-    parser.add_argument("--rounds", type=int, default=9, help="undisturbed rounds to keep")
+    parser.add_argument("--rounds", type=int, default=7, help="undisturbed rounds to keep")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="DeiT-T, few candidates, three rounds; writes nothing")
     parser.add_argument("--no_memory", action="store_true", help="skip the measurement of memory")
     parser.add_argument("--measure_memory", nargs=2, metavar=("MODEL", "CANDIDATE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not arguments.measure_memory:
+        settle_environment(arguments.threads)
     torch.set_num_threads(arguments.threads)
+    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
     transformers.utils.logging.set_verbosity_error()
     if arguments.measure_memory:
         model, name = arguments.measure_memory
@@ -152,102 +110,6 @@ def earlier() -> dict[str, Any]:
     return json.loads(path.read_text())["measured"] if path.is_file() else {}
 
 
-# One step
-
-
-def build(name: str) -> PreTrainedModel:
-    """The float32 model with random weights."""
-    torch.manual_seed(0)
-    if name == "deit-t":
-        config = DeiTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=1000)
-        return DeiTForImageClassification(config)
-    return SwinForImageClassification(SwinConfig(num_labels=1000, drop_path_rate=0.0))
-
-
-def make_step(name: str, candidate: Candidate) -> tuple[Callable[[], float], int]:
-    """A function that does one training step, and the bytes of parameters and optimizer states."""
-    generator = torch.Generator().manual_seed(0)
-    pixel_values = torch.randn(BATCH_SIZE[name], 3, 224, 224, generator=generator)
-    labels = torch.randint(0, 1000, (BATCH_SIZE[name],), generator=generator)
-    model = build(name)
-    if candidate.peer is not None:
-        model = PEERS[candidate.peer](model)
-    elif candidate.bits is not None:
-        quantize(model, QuantConfig(weight_bits=candidate.bits, activation_bits=candidate.bits))
-        calibrate(model, [pixel_values[:4]])
-        set_fusion(model, candidate.fused)
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
-    forward = torch.compile(model) if candidate.compiled else model
-    tracker = OscillationTracker()
-    if candidate.regularized:
-        tracker.start(model)
-
-    def step() -> float:
-        with uncompiled() if candidate.no_compiler else nullcontext():
-            return trained()
-
-    def trained() -> float:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=candidate.autocast):
-            loss = forward(pixel_values=pixel_values, labels=labels).loss
-        if candidate.regularized:
-            loss = loss + 0.01 * model_bin_regularizer(model)
-        loss.backward()
-        optimizer.step()
-        if candidate.regularized:
-            tracker.update(model)
-        return loss.item()
-
-    parameters = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    state = 6 if candidate.regularized else 0  # bytes a weight: the tracker's
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    return step, 3 * parameters + state * weights
-
-
-# Peers
-
-
-def torchao(model: PreTrainedModel) -> nn.Module:
-    from torchao.quantization import quantize_
-    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
-
-    activations = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
-    weights = IntxFakeQuantizeConfig(torch.int4, group_size=32)
-    quantize_(model, QATConfig(activation_config=activations, weight_config=weights, step="prepare"))
-    return model
-
-
-def brevitas(model: PreTrainedModel) -> nn.Module:
-    from brevitas.core.scaling import ScalingImplType
-    from brevitas.nn import QuantLinear
-    from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerTensorFloat
-
-    class Weights(Int8WeightPerTensorFloat):
-        bit_width = 4
-        scaling_impl_type = ScalingImplType.PARAMETER_FROM_STATS
-
-    class Activations(Int8ActPerTensorFloat):
-        bit_width = 4
-
-    for name, layer in list(model.named_modules()):
-        if type(layer) is nn.Linear:
-            quantized = QuantLinear(
-                layer.in_features,
-                layer.out_features,
-                bias=layer.bias is not None,
-                weight_quant=Weights,
-                input_quant=Activations,
-            )
-            with torch.no_grad():
-                quantized.weight.copy_(layer.weight)
-            model.set_submodule(name, quantized)
-    return model
-
-
-PEERS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {"torchao": torchao, "brevitas": brevitas}
-
-
 # Time and memory
 
 
@@ -255,7 +117,7 @@ def measure_model(model: str, names: list[str], arguments: argparse.Namespace) -
     print(f"\n{model}, batch {BATCH_SIZE[model]}: preparing {len(names)} candidates", flush=True)
     steps = {}
     for name in names:
-        steps[name], _ = make_step(model, candidates()[name])
+        steps[name] = TrainingStep(model, candidates()[name])
         for _ in range(2):  # compiles
             steps[name]()
         print(f"  {name}", flush=True)
@@ -269,12 +131,15 @@ def measure_model(model: str, names: list[str], arguments: argparse.Namespace) -
         progress=True,
     )
     steps.clear()
+    forget_models()
     gc.collect()
     memory = {}
     if not arguments.no_memory:
-        for name in names:
+        # With the allocator as it is: memory that is freed goes back to the system.
+        environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        for name in [name for name in names if name in MEMORY]:
             command = [sys.executable, __file__, "--threads", str(arguments.threads), "--measure_memory", model, name]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
             memory[name] = json.loads(done.stdout.splitlines()[-1])
     return report(names, times, memory)
 
@@ -288,7 +153,7 @@ def report(names: list[str], times: InterleavedTimes, memory: dict[str, dict[str
         row: dict[str, Any] = {"candidate": name, "time_ratio": ratio, "time_ratio_quartiles": [low, high]}
         row["milliseconds"] = 1000 * times.latency(name).median
         cells = [name, f"{ratio:.3f}", f"{low:.3f} to {high:.3f}", f"{row['milliseconds']:.0f}", "", ""]
-        if memory:
+        if name in memory:
             peak = memory[name]["persistent"] + memory[name]["growth"]
             row["memory_ratio"] = peak / (memory[REFERENCE]["persistent"] + memory[REFERENCE]["growth"])
             row["memory_bytes"] = memory[name]
@@ -306,31 +171,23 @@ def report(names: list[str], times: InterleavedTimes, memory: dict[str, dict[str
 
 def step_memory(model: str, candidate: Candidate) -> dict[str, int]:
     """Bytes of parameters and optimizer states, and growth of the resident memory within a step."""
-    step, persistent = make_step(model, candidate)
+    step = TrainingStep(model, candidate)
     for _ in range(2):
         step()
     growth = []
     for _ in range(3):
         growth.append(_growth(step))
-    return {"persistent": persistent, "growth": sorted(growth)[1]}
+    return {"persistent": step.persistent_bytes(), "growth": sorted(growth)[1]}
 
 
-def _growth(step: Callable[[], float]) -> int:
-    _optimizer_of(step).zero_grad()
+def _growth(step: TrainingStep) -> int:
+    step.optimizer.zero_grad()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the highest value
     before = _status("VmRSS")
     step()
     return _status("VmHWM") - before
-
-
-def _optimizer_of(step: Any) -> torch.optim.Optimizer:
-    def contents(function: Any) -> dict[str, Any]:
-        names = function.__code__.co_freevars
-        return {name: cell.cell_contents for name, cell in zip(names, function.__closure__, strict=True)}
-
-    return contents(contents(step)["trained"])["optimizer"]
 
 
 def _status(field: str) -> int:
