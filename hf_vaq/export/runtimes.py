@@ -14,7 +14,7 @@ from .tracing import INPUT
 
 OPENVINO_SETTINGS = {"INFERENCE_PRECISION_HINT": "f32"}
 """What is not quantized stays float32. By itself OpenVINO takes bfloat16 for it on CPUs that have it, which moves more
-values across the thresholds of the quantizers, and gains next to nothing where the products are integer."""
+values across the thresholds of the quantizers, and gains a few percent where the products are integer."""
 
 ORT_INTEGER = frozenset(
     ("MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QLinearConv", "ConvInteger", "QAttention")
