@@ -146,6 +146,11 @@ def gathered_model(model: PreTrainedModel, keep: bool) -> PreTrainedModel | None
     return gathered.eval()
 
 
+def whole_value(number: Any) -> Any:
+    """A number that each process holds a share of, such as a gradient norm; anything else as it is."""
+    return number.full_tensor() if dist.is_available() and isinstance(number, DTensor) else number
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """The slice of a sharded tensor that this process holds; any other tensor itself."""
     return tensor.to_local() if dist.is_available() and isinstance(tensor, DTensor) else tensor

@@ -27,7 +27,7 @@ from .publishing import PublishesPackedModels
 from .reading import ReadsSeededBatches
 from .regularization import cosine_ramp, model_bin_regularizer
 from .run_record import RunRecorder, name_of_teacher
-from .sharding import UnshardedTracking, add_regularizer_gradient, agreed, is_sharded, unsharded
+from .sharding import UnshardedTracking, add_regularizer_gradient, agreed, is_sharded, unsharded, whole_value
 from .stored_labels import build_soft_label_dataset
 from .teacher import build_teacher
 from .whole_models import KeepsModelsWhole
@@ -270,12 +270,12 @@ class VaqTrainer(ReadsSeededBatches, KeepsModelsWhole, CompleteCheckpoints, Publ
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         self._check_gradients(model)
-        return super()._clip_grad_norm(model)
+        return whole_value(super()._clip_grad_norm(model))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if grad_norm is None:
             self._check_gradients(model)
-        return super()._get_grad_norm(model, grad_norm)
+        return whole_value(super()._get_grad_norm(model, grad_norm))
 
     def _check_gradients(self, model: nn.Module) -> None:
         # In float16 infinite gradients are part of the game: the gradient scaler skips such a step.

@@ -36,10 +36,12 @@ class KeepsModelsWhole(Trainer):
         if not is_sharded(self.model):
             super().save_model(output_dir, _internal_call)
             return
-        model, self.model = self.model, gathered_model(self.model, keep=self.args.should_save)
-        try:
-            self._save(output_dir)
-        finally:
-            self.model = model
+        model, whole = self.model, gathered_model(self.model, keep=self.args.should_save)
+        if whole is not None:
+            self.model = whole
+            try:
+                self._save(output_dir)
+            finally:
+                self.model = model
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
