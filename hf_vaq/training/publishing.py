@@ -38,7 +38,10 @@ class PublishesPackedModels(Trainer):
             from ..hub.publishing import check_target
 
             check_target(self._hub_target(token=token, private=private))
-        super().init_hf_repo(token=token, private=private)
+        if private is not None:
+            # Not every version of transformers that we support takes it as an argument.
+            self.args.hub_private_repo = private
+        super().init_hf_repo(token=token)
 
     def push_to_hub(
         self,
@@ -67,7 +70,9 @@ class PublishesPackedModels(Trainer):
             hf_vaq.hub.HubError: it cannot be published.
         """
         if not _is_quantized(self.model):
-            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+            if private is not None:
+                self.args.hub_private_repo = private
+            return super().push_to_hub(commit_message, blocking, token, revision, **kwargs)
         unknown = sorted(set(kwargs) - set(CARD_FIELDS))
         if unknown:
             raise TypeError(
