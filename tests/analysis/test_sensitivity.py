@@ -106,7 +106,7 @@ def test_rows_and_table_say_how_much_top1_changes(tmp_path):
     ]
     x = torch.stack([Labelled(12)[i]["pixel_values"] for i in range(12)])
     with torch.no_grad():
-        top1 = 100 * (model(pixel_values=x).logits.argmax(1) == torch.arange(12) % 3).float().mean().item()
+        top1 = 100 * (model(pixel_values=x).logits.argmax(1) == torch.arange(12) % 3).double().mean().item()
     assert result.row(FULL_PRECISION).top1 == pytest.approx(top1)
     table = result.table()
     assert table["top1_change"].tolist() == pytest.approx([row.top1 - top1 for row in result.rows])

@@ -16,7 +16,7 @@ def test_the_interval_of_an_accuracy_is_scipys_percentile_bootstrap(level):
     outcomes = hits(400, 310)
     ours = bootstrap_interval(outcomes, confidence_level=level, resamples=20_000)
     theirs = scipy.stats.bootstrap(
-        (outcomes,), np.mean, confidence_level=level, n_resamples=20_000, method="percentile", rng=1
+        (outcomes,), np.mean, confidence_level=level, n_resamples=20_000, method="percentile", random_state=1
     ).confidence_interval
     # One image is 0.0025; the quantiles of two draws differ by less than two.
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.005)
@@ -33,7 +33,7 @@ def test_the_interval_of_a_difference_is_scipys_paired_bootstrap():
         paired=True,
         n_resamples=20_000,
         method="percentile",
-        rng=1,
+        random_state=1,
     ).confidence_interval
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.004)
 
