@@ -1,6 +1,6 @@
 // Kernels on integer codes for CPUs with AVX-512 and VNNI: plain C interface, no dependency.
 //
-// Loaded with ctypes; loading.py declares the same arguments, and layers.py the same structures.
+// Loaded with ctypes; loading.py declares the same arguments, layer_kernel.py the same structures.
 
 #include "layer.h"
 
