@@ -105,10 +105,9 @@ def recipe_table() -> str:
         row = [f"`{path.stem}`", f"{epochs * IMAGENET_1K / 1e6:,.0f} M", f"{operations / 1e9:.1f} GFLOP"]
         if measured is not None:
             for way in ways.values():
-                hours = (
-                    IMAGENET_1K * milliseconds_an_image(measured, model, f"W{bits}A{bits}, regularized{way}") / 3.6e6
-                )
-                row.append(f"{'' if is_measured(model) else '~ '}{hours:,.0f} h")
+                time = milliseconds_an_image(measured, model, f"W{bits}A{bits}, regularized{way}")
+                hours = "not measured" if time is None else f"{IMAGENET_1K * time / 3.6e6:,.0f} h"
+                row.append(hours if time is None or is_measured(model) else f"~ {hours}")
         rows.append(row)
     return markdown(rows)
 
@@ -123,10 +122,12 @@ def is_measured(model: str) -> bool:
     return family(model)[0] == model
 
 
-def milliseconds_an_image(measured: dict[str, Any], model: str, candidate: str) -> float:
-    """Time of a training step, divided by its images."""
+def milliseconds_an_image(measured: dict[str, Any], model: str, candidate: str) -> float | None:
+    """Time of a training step, divided by its images; None if it is not in the results."""
     reference, name, batch = family(model)
-    row = next(row for row in measured[name] if row["candidate"] == candidate)
+    row = next((row for row in measured.get(name, []) if row["candidate"] == candidate), None)
+    if row is None:
+        return None
     ratio = operations_and_parameters(model)[0] / operations_and_parameters(reference)[0]
     return row["milliseconds"] / batch * ratio
 
