@@ -21,10 +21,11 @@ needs_integers = pytest.mark.skipif(not has_integer_instructions(), reason="need
 def test_a_compiled_model_has_no_graph_breaks_and_gives_the_answers_of_the_model(family):
     model = packed(family)
     compiled = compile_model(model)
-    for count in (1, 4):
-        torch.testing.assert_close(
-            compiled(pixel_values=images(count)).logits, logits(model, images(count)), rtol=1e-4, atol=1e-5
-        )
+    for count in (1, 16):
+        found, expected = compiled(pixel_values=images(count)).logits, logits(model, images(count))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    # The compiler rounds sums of a LayerNorm otherwise: a number on the border of two codes may get the other one.
+    assert ((found - expected).abs().amax(1) < 1e-6).float().mean() >= 0.75
     assert compiled.execution == model.execution and compiled.config is model.config
     # The settings of the compiler are its own again.
     assert not torch._inductor.config.freezing
