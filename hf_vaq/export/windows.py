@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchMerging, window_partition
+from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchMerging
 
+from ..integration.windows import window_order
 from .quantizers import ExportedQuantizer
 
 
@@ -47,7 +48,8 @@ class ExportedSwinLayer(nn.Module):
         if not always_partition:
             layer.set_shift_and_window_size(input_dimensions)
         batch, tokens, channels = hidden_states.shape
-        order, (rows, columns) = window_order(layer, *input_dimensions)
+        order, (rows, columns) = window_order(layer, *input_dimensions, padding=tokens)
+        order = order.flatten()
         x = layer.layernorm_before(hidden_states)
         if len(order) > tokens:
             x = F.pad(x, (0, 0, 0, 1))  # one token of zeros, for all the padding
@@ -79,20 +81,6 @@ class ExportedPatchMerging(nn.Module):
             input_feature = F.pad(input_feature, (0, 0, 0, 1))
         merged = input_feature.index_select(1, order).reshape(batch, -1, 4 * channels)
         return self.layer.reduction(self.layer.norm(merged))
-
-
-def window_order(layer: SwinLayer, height: int, width: int) -> tuple[Tensor, tuple[int, int]]:
-    """Which token stands where in the windows of a layer.
-
-    Returns:
-        Tokens in the order of the windows, (windows * tokens of a window,), where padding is token height * width;
-        and the height and width of the padded map.
-    """
-    tokens = torch.arange(height * width).view(1, height, width, 1)
-    below, right = -height % layer.window_size, -width % layer.window_size
-    tokens = F.pad(tokens, (0, 0, 0, right, 0, below), value=height * width)
-    order = window_partition(layer.cyclic_shift(tokens), layer.window_size).flatten()
-    return order.int(), (height + below, width + right)
 
 
 def joining_order(order: Tensor, tokens: int, window: int, attention: nn.Module) -> Tensor:

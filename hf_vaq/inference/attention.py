@@ -76,9 +76,8 @@ class AttentionEngine(nn.Module):
             quantizers.append(output)
         heads = max(quantizer.groups.count for quantizer in quantizers)
         with torch.inference_mode(False):
-            self.scales = torch.stack([quantizer.scale.float().expand(heads) for quantizer in quantizers])
+            self.scales, self.levels = scales_and_levels(quantizers, heads)
         self.heads = heads
-        self.levels = [float(level) for q in quantizers for level in integer_range(q.bits, q.signed)]
         self.levels += [0.0] * (10 - len(self.levels))
 
     def forward(
@@ -132,6 +131,12 @@ def _attend(
     dropped = nn.functional.dropout(probabilities, p=dropout, training=dropout > 0)
     output = torch.matmul(dropped, value) * (_per_head(p) * _per_head(v))
     return output.to(dtype).transpose(1, 2).contiguous(), (probabilities * _per_head(p)).to(dtype)
+
+
+def scales_and_levels(quantizers: Sequence[PackedActivationQuantizer], heads: int) -> tuple[Tensor, list[float]]:
+    """Quantizers as the kernels take them: float32 scales, (quantizers, heads); lowest and highest code of each."""
+    scales = torch.stack([quantizer.scale.float().expand(heads) for quantizer in quantizers])
+    return scales, [float(level) for q in quantizers for level in integer_range(q.bits, q.signed)]
 
 
 def can_be_coded(quantizers: nn.ModuleDict | None) -> bool:

@@ -19,8 +19,7 @@ from ..integration.families import LAYER_NORMS, residual_factors
 from ..nn import PackedActivationQuantizer, PackedLinear
 from ..nn.attention import QUANTIZED_TENSORS, quantize_shared_input
 from ..nn.layers import remember_argument
-from ..numerics.levels import integer_range
-from .attention import asks_for_probabilities, can_be_coded
+from .attention import asks_for_probabilities, can_be_coded, scales_and_levels
 from .backends import integer_backend
 from .gemm import FoldedProduct, ScaledWeight
 from .layer_kernel import LayerKernel, WindowsKernel
@@ -29,8 +28,6 @@ from .native import kernels, ops
 from .producers import CodedActivation
 from .staircase import Staircase
 from .windows import relative_position_windows, shifted_windows
-
-ENGINE = "layer_engine"  # name of the submodule
 
 
 class WholeLayerEngine(nn.Module):
@@ -106,15 +103,21 @@ class WholeLayerEngine(nn.Module):
 
 
 class _WholeLayer:
-    """Mixin of a stock layer class: says whether the kernel does a call, and has the windows for it."""
+    """Mixin of a stock layer class: lets the kernel do the calls that it can do."""
+
+    layer_engine: WholeLayerEngine
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         # The class is made when it is needed, so that it has no name to be found by.
         return _rebuild, (type(self).__bases__[-1], type(self).__bases__[0]), self.__dict__
 
-    def _windows(self, hidden_states: Tensor, key: Any, make: Callable[[], WindowsKernel | None], kwargs: dict):
-        engine = getattr(self, ENGINE)
-        return engine.windows_for(key, make) if engine.takes(self, hidden_states, kwargs) else None
+    def _whole(
+        self, hidden_states: Tensor, key: Any, make: Callable[[], WindowsKernel | None], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """What the kernel gives, with the windows of this key; None if the modules have to do this call."""
+        engine = self.layer_engine
+        windows = engine.windows_for(key, make) if engine.takes(self, hidden_states, kwargs) else None
+        return None if windows is None else engine(hidden_states, windows)
 
 
 class PlainLayer(_WholeLayer):
@@ -124,9 +127,9 @@ class PlainLayer(_WholeLayer):
         """See the stock layer."""
         tokens = hidden_states.shape[1]
         if attention_mask is None:
-            windows = self._windows(hidden_states, tokens, lambda: WindowsKernel(tokens), kwargs)
-            if windows is not None:
-                return getattr(self, ENGINE)(hidden_states, windows)
+            output = self._whole(hidden_states, tokens, lambda: WindowsKernel(tokens), kwargs)
+            if output is not None:
+                return output
         return super().forward(hidden_states, attention_mask, **kwargs)
 
 
@@ -144,9 +147,9 @@ class RelativePositionLayer(_WholeLayer):
         """See the stock layer."""
         if attention_mask is None:
             key = (hidden_states.shape[1], interpolate_pos_encoding, resolution)
-            windows = self._windows(hidden_states, key, lambda: relative_position_windows(self, *key), kwargs)
-            if windows is not None:
-                return getattr(self, ENGINE)(hidden_states, windows)
+            output = self._whole(hidden_states, key, lambda: relative_position_windows(self, *key), kwargs)
+            if output is not None:
+                return output
         return super().forward(hidden_states, attention_mask, interpolate_pos_encoding, resolution, **kwargs)
 
 
@@ -160,9 +163,9 @@ class WindowLayer(_WholeLayer):
         if not always_partition:
             self.set_shift_and_window_size(input_dimensions)
         key = (*input_dimensions, self.window_size, self.shift_size)
-        windows = self._windows(hidden_states, key, lambda: shifted_windows(self, *input_dimensions), kwargs)
-        if windows is not None:
-            return getattr(self, ENGINE)(hidden_states, windows), None
+        output = self._whole(hidden_states, key, lambda: shifted_windows(self, *input_dimensions), kwargs)
+        if output is not None:
+            return output, None
         return super().forward(hidden_states, input_dimensions, always_partition, **kwargs)
 
 
@@ -182,12 +185,12 @@ def run_whole(layer: nn.Module, backend: str | None) -> None:
     if form is None or not _is_packed(layer):
         return
     layer.__class__ = _whole_class(type(layer), form)
-    layer.add_module(ENGINE, WholeLayerEngine(backend))
+    layer.layer_engine = WholeLayerEngine(backend)
 
 
 def run_modules(layer: nn.Module) -> None:
     """Undo `run_whole`."""
-    delattr(layer, ENGINE)
+    del layer.layer_engine
     layer.__class__ = type(layer).__bases__[-1]
 
 
@@ -259,15 +262,15 @@ def _lay_out(layer: nn.Module) -> LayerKernel | None:
         _folded(mlp.fc1),
         _folded(mlp.fc2, second_factor),
     ]
-    heads = attention.num_attention_heads
     quantizers = [attention.attention_quantizers[name] for name in QUANTIZED_TENSORS]
     quantizers.append(attention.o_proj.input_quantizer)
+    scales, levels = scales_and_levels(quantizers, attention.num_attention_heads)
     return LayerKernel(
         list(zip(norms, (attention.input_quantizer, mlp.fc1.input_quantizer), strict=True)),
         products,
         activation,
-        torch.stack([quantizer.scale.float().expand(heads) for quantizer in quantizers]),
-        [float(level) for quantizer in quantizers for level in integer_range(quantizer.bits, quantizer.signed)],
+        scales,
+        levels,
         attention.scaling,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..integration.windows import window_order
 from .layer_kernel import WindowsKernel
 
 
@@ -19,16 +20,11 @@ def shifted_windows(layer: nn.Module, height: int, width: int) -> WindowsKernel 
     Returns:
         None if the relative positions are those of another window size.
     """
-    size, shift = layer.window_size, layer.shift_size
     bias = layer.attention.relative_position_bias()
-    if bias.shape[-1] != size * size:
+    if bias.shape[-1] != layer.window_size**2:
         return None
-    tokens = torch.arange(height * width, dtype=torch.int32).view(height, width)
-    padded = nn.functional.pad(tokens, (0, -width % size, 0, -height % size), value=-1)
-    rolled = torch.roll(padded, (-shift, -shift), (0, 1))
-    rows, columns = rolled.shape[0] // size, rolled.shape[1] // size
-    source = rolled.view(rows, size, columns, size).transpose(1, 2).reshape(rows * columns, size * size)
-    mask = layer.get_attn_mask(*rolled.shape, dtype=torch.float32, device=tokens.device)
+    source, padded = window_order(layer, height, width, padding=-1)
+    mask = layer.get_attn_mask(*padded, dtype=torch.float32, device=source.device)
     if mask is None:
         return WindowsKernel(height * width, source, mask=bias)
     # All windows but those at two edges have the same mask.
