@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from hf_vaq import shared_libraries
 from hf_vaq.inference.codes import CENTER, byte_codes
 from hf_vaq.inference.native import loading, ops
 from hf_vaq.inference.staircase import SIZE, Staircase
@@ -110,7 +111,7 @@ def test_step_codes_are_those_of_the_breakpoints_that_are_reached(count):
 @pytest.fixture
 def fresh_loading(monkeypatch, tmp_path):
     loading.kernels.cache_clear()
-    monkeypatch.setattr(loading.constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(shared_libraries.constants, "HF_HOME", str(tmp_path))
     yield tmp_path / "hf_vaq"
     loading.kernels.cache_clear()
 
