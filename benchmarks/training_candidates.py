@@ -21,12 +21,10 @@ from hf_vaq import QuantConfig, calibrate, quantize
 from hf_vaq.nn.fusion import set_fusion
 from hf_vaq.numerics.compiled import uncompiled
 from hf_vaq.training.oscillation import OscillationTracker
-from hf_vaq.training.regularization import model_bin_regularizer
+from hf_vaq.training.regularization import add_regularizer_gradient
 
 BATCH_SIZE = {"deit-t": 16, "swin-t": 4}
 REFERENCE = "float32"
-TRACKER_BYTES = 6
-"""Of the oscillation tracker, a weight."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +102,9 @@ class TrainingStep:
         self.optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.candidate.autocast):
             loss = self.forward(pixel_values=self.pixel_values, labels=self.labels).loss
-        if self.candidate.regularized:
-            loss = loss + 0.01 * model_bin_regularizer(self.model)
         loss.backward()
+        if self.candidate.regularized:
+            add_regularizer_gradient(self.model, 0.01)
         self.optimizer.step()
         if self.candidate.regularized:
             self.tracker.update(self.model)
@@ -114,9 +112,7 @@ class TrainingStep:
 
     def persistent_bytes(self) -> int:
         """Of parameters, optimizer states and tracker."""
-        parameters = list(self.model.parameters())
-        tracked = TRACKER_BYTES if self.candidate.regularized else 0
-        return sum(3 * p.numel() * p.element_size() + tracked * p.numel() for p in parameters)
+        return sum(3 * p.numel() * p.element_size() for p in self.model.parameters()) + self.tracker.nbytes
 
 
 def forget_models() -> None:

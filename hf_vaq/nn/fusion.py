@@ -44,16 +44,11 @@ def set_fusion(model: nn.Module, enabled: bool | None = None) -> bool:
     return enabled
 
 
-def may_fuse(*tensors: Tensor, at_any_size: bool = False) -> bool:
-    """Whether fused kernels can compute on the tensors, and are worth while.
-
-    Args:
-        *tensors: the first one is the largest.
-        at_any_size: whether they are worth while on small tensors too when no gradient is wanted.
-    """
+def may_fuse(*tensors: Tensor) -> bool:
+    """Whether fused kernels can compute on the tensors, the first of which is the largest, and are worth while."""
     if torch.compiler.is_compiling() or not all(is_plain(tensor) for tensor in tensors):
         return False
-    return at_any_size or torch.is_grad_enabled() or tensors[0].numel() >= INFERENCE_FROM
+    return torch.is_grad_enabled() or tensors[0].numel() >= INFERENCE_FROM
 
 
 def is_traced(tensor: Tensor) -> bool:

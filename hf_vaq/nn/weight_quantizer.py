@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..numerics.fake_quantize import fake_quantize, quantize_to_codes, weight_gradient_factor
-from ..numerics.fused import Quantization, fused_codes
+from ..numerics.fused import Quantization
 from ..numerics.groups import ScaleGroups
 from ..numerics.levels import integer_range
 from ..numerics.log_scale import log_from_scale, scale_from_log
@@ -51,16 +51,8 @@ class WeightQuantizer(nn.Module):
             self.log_scale.copy_(log_from_scale(least_squares_scale(self.grouped(weight), self.bits)))
 
     @torch.no_grad()
-    def codes(self, weight: Tensor, repeatedly: bool = False) -> Tensor:
-        """int8 codes, in the shape of the weight.
-
-        Args:
-            weight: latent.
-            repeatedly: whether they are asked for at every step, so that a compiled kernel is worth its compilation.
-        """
-        if repeatedly and self.fused and may_fuse(weight, at_any_size=True):
-            _, scale, _, quantization = self.scaled(weight)
-            return fused_codes(weight, scale, quantization)
+    def codes(self, weight: Tensor) -> Tensor:
+        """int8 codes, in the shape of the weight."""
         scale = self.groups.expand(self.scale(weight), weight.shape)
         return quantize_to_codes(weight, scale, self.bits).to(torch.int8)
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fused_bins import MAX_BITS, fused_bin_regularizer
+from . import native
+from .groups import ScaleGroups
 from .levels import integer_range
+from .native import LatentWeight
 
 CPU_BLOCK = 1 << 18
 """Weights handled at once on the CPU: their intermediate values then stay in the cache (twice as fast)."""
@@ -44,8 +46,7 @@ def bin_regularizer(
         weights: latent weights per tensor, (groups, weights per group); other numbers for every tensor are fine.
         scales: positive scales per tensor, (groups,).
         bits: bit-width per tensor, 2 to 8; codes are signed.
-        fused: whether compiled kernels may compute the terms of float32 tensors of few bits, see `fused_bins`: faster,
-            and equal up to rounding.
+        fused: whether compiled kernels may compute it, see `native`: faster, and equal up to rounding.
 
     Returns:
         The regularizer, a scalar in the type of the weights (float32 at least), zero if there are no tensors.
@@ -66,16 +67,17 @@ def bin_regularizer(
             )
     if not weights:
         return torch.zeros(())
+    if fused and native.can_run(rows := [weight.detach().contiguous() for weight in weights]):
+        quantized = [
+            LatentWeight(row, ScaleGroups(len(row)), scale.detach(), b)
+            for row, scale, b in zip(rows, scales, bits, strict=True)
+        ]
+        return _NativeBinRegularizer.apply(quantized, *weights)
     limit = CPU_BLOCK if weights[0].device.type == "cpu" else None
-    few = [fused and b <= MAX_BITS and w.dtype == torch.float32 for w, b in zip(weights, bits, strict=True)]
-    terms = [fused_bin_regularizer(weights[i], scales[i], bits[i]) for i, yes in enumerate(few) if yes]
-    others = [i for i, yes in enumerate(few) if not yes]
-    for block in _blocks([weights[i].numel() for i in others], limit) if others else ():
-        indices = [others[i] for i in block]
-        scales_of_block = [scales[i].detach() for i in indices]
-        terms.append(
-            _BinRegularizer.apply(scales_of_block, [bits[i] for i in indices], *[weights[i] for i in indices])
-        )
+    terms = []
+    for block in _blocks([weight.numel() for weight in weights], limit):
+        scales_of_block = [scales[i].detach() for i in block]
+        terms.append(_BinRegularizer.apply(scales_of_block, [bits[i] for i in block], *[weights[i] for i in block]))
     return torch.stack(terms).sum()
 
 
@@ -90,6 +92,22 @@ def _blocks(sizes: list[int], limit: int | None) -> list[list[int]]:
         blocks[-1].append(i)
         total += size
     return blocks
+
+
+class _NativeBinRegularizer(torch.autograd.Function):
+    """Keeps nothing; the gradient is computed from the weights again."""
+
+    @staticmethod
+    def forward(ctx, quantized, *weights):
+        ctx.quantized = quantized
+        return native.bin_regularizer(quantized)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        gradients = [torch.zeros_like(weight.values) for weight in ctx.quantized]
+        native.bin_regularizer(ctx.quantized, gradients, grad.item())
+        return None, *gradients
 
 
 class _BinRegularizer(torch.autograd.Function):

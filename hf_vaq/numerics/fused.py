@@ -64,13 +64,6 @@ def fused_quantize(
     return layout.restore(result)
 
 
-def fused_codes(x: Tensor, scale: Tensor, quantization: Quantization) -> Tensor:
-    """int8 codes of signed quantization without offset, see `quantize_to_codes`; in shape and memory order of `x`."""
-    layout = _Layout(x, quantization.groups)
-    constants = _constants(quantization, x.numel(), x.device)
-    return layout.restore(_codes((layout.flat(x), layout.per_group(scale, None)[0], constants)))
-
-
 def fused_gradients(
     grad: Tensor,
     x: Tensor,
@@ -268,10 +261,6 @@ def _factor(x: Tensor, constants: Tensor, rule: str, dims: list[int]) -> Tensor:
     return (l1_norm * constants[1]).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
 
 
-def _codes_function(x, scale, constants):
-    return torch.clamp(_normalized(x, scale, None), constants[0], constants[1]).round().to(torch.int8)
-
-
 def _forward_function(x, scale, offset, constants, dtype):
     return _quantized(x, scale, offset, constants).to(dtype)
 
@@ -317,7 +306,6 @@ def _softmax_backward_function(gradient, probabilities, scale, constants, rule):
     return grad_scores.to(gradient.dtype), grad_log_scale
 
 
-_codes = CompiledKernel(_codes_function)
 _forward = CompiledKernel(_forward_function)
 _backward = CompiledKernel(_backward_function)
 _heads_forward = CompiledKernel(_heads_forward_function)

@@ -14,10 +14,14 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..nn import weight_quantized_modules
-from ..numerics.oscillation import OscillationState, oscillation_percentage, start_oscillation, update_oscillation
+from ..numerics import native
+from ..numerics.oscillation import Oscillations, oscillation_percentage
+from .latent_weights import latent_weights
 
 OSCILLATION_NAME = "oscillation.safetensors"
-"""File in a checkpoint folder: for every module `<name>.codes`, `<name>.direction` and `<name>.frequency`."""
+"""File in a checkpoint folder: for every module `<name>.codes` and `<name>.history`, see `Oscillations`; in its
+metadata momentum, threshold, growth and steps."""
+FIELDS = ("codes", "history")
 
 logger = logging.get_logger(__name__)
 
@@ -25,7 +29,8 @@ logger = logging.get_logger(__name__)
 class OscillationTracker(TrainerCallback):
     """Follows the integer codes of all fake-quantized weights, step by step (Nagel et al., ICML 2022).
 
-    Costs six bytes per weight. `VaqTrainer` starts it, saves it in every checkpoint and restores it on resume.
+    Costs three bytes a weight; five with a momentum below 1/1024. `VaqTrainer` starts it, saves it in every checkpoint
+    and restores it on resume.
 
     Args:
         momentum: of the moving average of oscillations per step.
@@ -36,13 +41,18 @@ class OscillationTracker(TrainerCallback):
         self.momentum = momentum
         self.threshold = threshold
         self._shapes: dict[str, torch.Size] = {}
-        # The weights of all modules, one after the other: an update is then a handful of kernels, not one per module.
-        self._state = start_oscillation(torch.empty(0, dtype=torch.int8))
+        # The weights of all modules, one after the other.
+        self._state = Oscillations(torch.empty(0, dtype=torch.int8), momentum)
 
     def start(self, model: nn.Module) -> None:
         """Begin with the present codes of `model` and no history."""
         self._shapes = {name: module.weight.shape for name, module in weight_quantized_modules(model)}
-        self._state = start_oscillation(_codes(model))
+        self._state = Oscillations(_codes(model), self.momentum)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the state takes."""
+        return self._state.nbytes
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Account for the step that the optimizer has just taken."""
@@ -50,9 +60,13 @@ class OscillationTracker(TrainerCallback):
 
     def update(self, model: nn.Module) -> None:
         """Account for one training step of `model`."""
-        if self._shapes:
-            fused = any(module.fused for _, module in weight_quantized_modules(model))
-            self._state = update_oscillation(self._state, _codes(model), self.momentum, fused)
+        if not self._shapes:
+            return
+        weights = latent_weights(model)
+        if weights is None:
+            self._state.update(_codes(model))
+        else:
+            native.count_oscillations(weights, self._state)
 
     def percentage(self) -> float | None:
         """Percentage (0 to 100) of all weights that oscillate; None if no weight is quantized."""
@@ -69,13 +83,15 @@ class OscillationTracker(TrainerCallback):
         if not self._shapes:
             return
         tensors: dict[str, Tensor] = {}
-        for field, flat in self._state._asdict().items():
-            parts = flat.cpu().split([shape.numel() for shape in self._shapes.values()])
+        for field in FIELDS:
+            parts = getattr(self._state, field).cpu().split([shape.numel() for shape in self._shapes.values()])
             for (name, shape), part in zip(self._shapes.items(), parts, strict=True):
                 tensors[f"{name}.{field}"] = part.view(shape)
         path = Path(folder) / OSCILLATION_NAME
         partial = path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"momentum": str(self.momentum), "threshold": str(self.threshold)})
+        facts = {"momentum": self.momentum, "threshold": self.threshold}
+        facts |= {"growth": self._state.growth, "steps": self._state.steps}
+        save_file(tensors, partial, metadata={name: repr(value) for name, value in facts.items()})
         partial.replace(path)
 
     def load(self, folder: str | os.PathLike, model: nn.Module) -> None:
@@ -92,9 +108,7 @@ class OscillationTracker(TrainerCallback):
             logger.warning(f"{folder} has no {OSCILLATION_NAME}: oscillation tracking starts anew at this step.")
             return
         with safe_open(path, framework="pt") as file:
-            expected = {
-                f"{name}.{field}": shape for name, shape in self._shapes.items() for field in self._state._fields
-            }
+            expected = {f"{name}.{field}": shape for name, shape in self._shapes.items() for field in FIELDS}
             found = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
             if found != expected:
                 wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -102,16 +116,14 @@ class OscillationTracker(TrainerCallback):
                     f"{path} does not fit the model: {wrong[0]!r} has shape {found.get(wrong[0])}, expected"
                     f" {expected.get(wrong[0])} ({len(wrong)} tensors differ). Resume from a checkpoint of this model."
                 )
-            device = self._state.codes.device
-            self._state = OscillationState(
-                *(
-                    torch.cat([file.get_tensor(f"{name}.{field}").flatten() for name in self._shapes]).to(device)
-                    for field in self._state._fields
-                )
-            )
+            facts = file.metadata()
+            for field in FIELDS:
+                stored = torch.cat([file.get_tensor(f"{name}.{field}").flatten() for name in self._shapes])
+                getattr(self._state, field).copy_(stored)
+            self._state.growth, self._state.steps = float(facts["growth"]), int(facts["steps"])
 
 
 def _codes(model: nn.Module) -> Tensor:
     modules = [module for _, module in weight_quantized_modules(model)]
-    codes = [module.weight_quantizer.codes(module.weight, repeatedly=True).flatten() for module in modules]
+    codes = [module.weight_quantizer.codes(module.weight).flatten() for module in modules]
     return torch.cat(codes) if codes else torch.empty(0, dtype=torch.int8)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from ..nn import weight_quantized_modules
+from ..numerics import native
 from ..numerics.bins import bin_regularizer
+from .latent_weights import latent_weights
 
 
 def model_bin_regularizer(model: nn.Module) -> Tensor:
@@ -21,6 +24,32 @@ def model_bin_regularizer(model: nn.Module) -> Tensor:
         scales.append(quantizer.scale(module.weight))
         bits.append(quantizer.bits)
     return bin_regularizer(weights, scales, bits, fused)
+
+
+def add_regularizer_gradient(model: nn.Module, factor: float) -> Tensor:
+    """Add `factor` times the gradient of `model_bin_regularizer` to the gradients of the weights, after backward.
+
+    In the loss the regularizer would have a gradient of the size of all weights at hand while the activations are
+    still there, and the backward pass would take two more passes over it.
+
+    Returns:
+        The regularizer, without `factor`.
+    """
+    trained = [module.weight for _, module in weight_quantized_modules(model) if module.weight.requires_grad]
+    for weight in trained:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+    quantized = latent_weights(model)
+    gradients = [module.weight.grad for _, module in weight_quantized_modules(model)]
+    if quantized is not None and native.can_run([gradient for gradient in gradients if gradient is not None]):
+        return native.bin_regularizer(quantized, gradients, factor)
+    with torch.enable_grad():
+        value = model_bin_regularizer(model)
+    if not trained:
+        return value.detach()
+    for weight, gradient in zip(trained, torch.autograd.grad(value * factor, trained), strict=True):
+        weight.grad += gradient
+    return value.detach()
 
 
 def cosine_ramp(progress: float, end_value: float, start: float = 0.25) -> float:

@@ -105,8 +105,8 @@ class UnshardedTracking(TrainerCallback):
             self.tracker.on_optimizer_step(args, state, control, model=model, **kwargs)
 
 
-def add_regularizer_gradient(model: nn.Module, factor: float) -> Tensor:
-    """Add `factor` times the gradient of the bin regularizer to the gradients of a sharded model, after backward.
+def add_regularizer_gradient_by_shards(model: nn.Module, factor: float) -> Tensor:
+    """As `add_regularizer_gradient`, for a sharded model.
 
     Every process computes the regularizer of the whole weights, as one process alone does, and keeps the part of the
     gradient that belongs to its slices. In the loss it could not be: weights are gathered around the forward and the

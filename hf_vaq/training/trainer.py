@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,9 +26,16 @@ from .oscillation_record import OscillationRecorder
 from .parameter_groups import split_scale_groups
 from .publishing import PublishesPackedModels
 from .reading import ReadsSeededBatches
-from .regularization import cosine_ramp, model_bin_regularizer
+from .regularization import add_regularizer_gradient, cosine_ramp, model_bin_regularizer
 from .run_record import RunRecorder, name_of_teacher
-from .sharding import UnshardedTracking, add_regularizer_gradient, agreed, is_sharded, unsharded, whole_value
+from .sharding import (
+    UnshardedTracking,
+    add_regularizer_gradient_by_shards,
+    agreed,
+    is_sharded,
+    unsharded,
+    whole_value,
+)
 from .stored_labels import build_soft_label_dataset
 from .teacher import build_teacher
 from .whole_models import KeepsModelsWhole
@@ -242,7 +250,9 @@ class VaqTrainer(ReadsSeededBatches, KeepsModelsWhole, CompleteCheckpoints, Publ
         # It depends on the weights only, so one batch of those accumulated to a step bears it for all of them.
         if self._lambda == 0 or not self.accelerator.sync_gradients:
             return 0.0
-        if is_sharded(self.model):
+        # Replicas of a model stay equal because all take part in averaging gradients: the regularizer's as well, which
+        # need not have the same bits on different machines.
+        if is_sharded(self.model) or self.accelerator.distributed_type == DistributedType.NO:
             self._regularizer_is_due = True
             return 0.0
         regularizer = model_bin_regularizer(self.model)
@@ -257,13 +267,14 @@ class VaqTrainer(ReadsSeededBatches, KeepsModelsWhole, CompleteCheckpoints, Publ
     # During training
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """As in the base class; the regularizer of a sharded model joins after the backward pass."""
+        """As in the base class; the regularizer joins after the backward pass where it can."""
         self._regularizer_is_due = False
         loss = super().training_step(model, *args, **kwargs)
         if self._regularizer_is_due:
             scaler = self.accelerator.scaler
             factor = self._lambda if scaler is None else self._lambda * scaler.get_scale()
-            regularizer = add_regularizer_gradient(self.model, factor)
+            add = add_regularizer_gradient_by_shards if is_sharded(self.model) else add_regularizer_gradient
+            regularizer = add(self.model, factor)
             self._means.add({"bin_regularizer": regularizer})
             loss = loss + self._lambda * regularizer
         return loss

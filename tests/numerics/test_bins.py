@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from hf_vaq.numerics.bins import bin_regularizer
-from hf_vaq.numerics.compiled import uncompiled
+from hf_vaq.numerics.native.loading import kernels
+
+needs_kernels = pytest.mark.skipif(kernels() is None, reason="needs a C++ compiler")
 
 
 def plain_loop(weights, scales, bits):
@@ -142,41 +144,37 @@ def test_bad_arguments_are_named(arguments, message):
         bin_regularizer(*arguments)
 
 
-def test_fused_terms_equal_those_of_a_plain_loop():
+@needs_kernels
+def test_the_compiled_kernel_equals_a_plain_loop():
     weights, scales, bits = random_case()
     expected_weights = [weight.float().double().requires_grad_() for weight in weights]
     scales = [scale.float() for scale in scales]
     expected = plain_loop(expected_weights, [scale.double() for scale in scales], bits)
     expected.backward()
     weights = [weight.float().requires_grad_() for weight in weights]
-    with uncompiled():
-        value = bin_regularizer(weights, scales, bits, fused=True)
-        (3 * value).backward()
-    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    value = bin_regularizer(weights, scales, bits, fused=True)
+    assert "Native" in value.grad_fn.name()
+    (3 * value).backward()
+    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
     for weight, reference in zip(weights, expected_weights, strict=True):
         torch.testing.assert_close(weight.grad.double(), 3 * reference.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_fused_terms_keep_the_digits_of_shifted_weights_and_notice_nan():
+@needs_kernels
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_compiled_kernel_keeps_the_digits_of_shifted_weights(bits):
     generator = torch.Generator().manual_seed(0)
-    weight = (1 + 1e-4 * torch.randn(1, 200_000, generator=generator)).float()
-    with uncompiled():
-        value = bin_regularizer([weight], [torch.ones(1)], [4], fused=True)
-        expected = weight.double().var() + (weight.double() - 1).square().mean()
-        assert value.item() == pytest.approx(expected.item(), rel=1e-5)
-        weight[0, 5] = float("nan")
-        assert not torch.isfinite(bin_regularizer([weight], [torch.ones(1)], [4], fused=True))
+    weight = (1 + 1e-4 * torch.randn(1, 2_000_000, generator=generator)).float()
+    value = bin_regularizer([weight], [torch.ones(1)], [bits], fused=True)
+    expected = weight.double().var() + (weight.double() - 1).square().mean()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.slow
-def test_compiled_terms_equal_the_plain_ones():
-    weights = [torch.randn(3, 400).requires_grad_(), torch.randn(1, 77).requires_grad_()]
-    scales, bits = [torch.rand(3) + 0.2, torch.rand(1) + 0.2], [2, 4]
-    value = bin_regularizer(weights, scales, bits, fused=True)
-    found = torch.autograd.grad(value, weights)
-    with uncompiled():
-        plain = bin_regularizer(weights, scales, bits, fused=True)
-        wanted = torch.autograd.grad(plain, weights)
-    torch.testing.assert_close(value, plain, rtol=1e-5, atol=0)
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+@needs_kernels
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_the_compiled_kernel_notices_weights_that_are_not_finite(bits, bad):
+    weight = torch.tensor([[0.1, bad, 0.3, 0.2, 0.2]], requires_grad=True)
+    value = bin_regularizer([weight], [torch.tensor([0.2])], [bits], fused=True)
+    value.backward()
+    assert not torch.isfinite(value) and not torch.isfinite(weight.grad).all()

@@ -7,10 +7,9 @@ import torch
 
 from hf_vaq.numerics import compiled
 from hf_vaq.numerics.compiled import CompiledKernel, compilation_failure, uncompiled
-from hf_vaq.numerics.fake_quantize import fake_quantize, quantize_to_codes
+from hf_vaq.numerics.fake_quantize import fake_quantize
 from hf_vaq.numerics.fused import (
     Quantization,
-    fused_codes,
     fused_gradients,
     fused_head_gradients,
     fused_quantize,
@@ -108,13 +107,6 @@ def test_memory_order_is_kept_and_does_not_matter(x):
     torch.testing.assert_close(grad_log_scale.double(), wanted[1], rtol=1e-5, atol=1e-6)
     if x.is_contiguous() or not x[..., 0].is_contiguous():
         assert values.shape == x.shape
-
-
-def test_codes_equal_those_of_the_reference():
-    x, scale, _ = tensors("channels")
-    with uncompiled():
-        codes = fused_codes(x, scale, Quantization(3, CHANNELS, weight=True))
-    assert torch.equal(codes, quantize_to_codes(x, scale[:, None], 3).to(torch.int8))
 
 
 @pytest.mark.parametrize("groups", [ScaleGroups(), ScaleGroups(4, 1)])

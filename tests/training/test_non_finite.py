@@ -55,7 +55,7 @@ def test_a_loss_of_nan_names_the_module_and_the_step_and_changes_nothing(tmp_pat
     trainer, expected = run(tmp_path, model, Break(2, poison))
     with expected as error:
         trainer.train()
-    assert "not finite at step 2 (hard_label_loss nan, bin_regularizer 0.0" in str(error.value)
+    assert "not finite at step 2 (hard_label_loss nan)" in str(error.value)
     assert "'vit.layers.1.mlp.fc1' (QuantLinear)" in str(error.value)
     check_checkpoint(tmp_path, 2)
     assert states_equal(model.state_dict(), load_file(f"{tmp_path}/checkpoint-2/model.safetensors"))

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from training_helpers import tiny_quantized_vit, tiny_vit
 
 from hf_vaq.nn import weight_quantized_modules
+from hf_vaq.nn.fusion import set_fusion
 from hf_vaq.training import OSCILLATION_NAME, OscillationTracker
 
 NAME = "vit.layers.1.mlp.fc1"
@@ -39,6 +40,23 @@ def test_a_weight_that_flips_at_every_step_is_counted_in_its_module():
     assert [share for name, share in by_module.items() if name != NAME] == [0] * (len(by_module) - 1)
 
 
+def test_a_fused_model_is_counted_alike():
+    models = [tiny_quantized_vit(), tiny_quantized_vit()]
+    trackers = [OscillationTracker(momentum=0.1, threshold=0.05) for _ in models]
+    set_fusion(models[1], True)
+    for step in range(8):
+        for model, tracker in zip(models, trackers, strict=True):
+            generator = torch.Generator().manual_seed(step)
+            for _, module in weight_quantized_modules(model):
+                module.weight.data.add_(0.02 * torch.randn(module.weight.shape, generator=generator))
+            if step == 0:
+                tracker.start(model)
+            else:
+                tracker.update(model)
+    assert trackers[0].percentage() > 1
+    assert trackers[0].percentage_by_module() == trackers[1].percentage_by_module()
+
+
 def test_a_restored_tracker_continues_as_the_first_would(tmp_path):
     model = tiny_quantized_vit()
     first, second = OscillationTracker(0.5, 0.6), OscillationTracker(0.5, 0.6)
@@ -57,14 +75,14 @@ def test_a_restored_tracker_continues_as_the_first_would(tmp_path):
     assert first.percentage() > 0
 
 
-def test_the_file_holds_three_tensors_per_module_in_the_shape_of_its_weight(tmp_path):
+def test_the_file_holds_two_tensors_per_module_in_the_shape_of_its_weight(tmp_path):
     model = tiny_quantized_vit()
     tracker = OscillationTracker()
     tracker.start(model)
     tracker.save(tmp_path)
     tensors = load_file(tmp_path / OSCILLATION_NAME)
     modules = dict(weight_quantized_modules(model))
-    assert tensors.keys() == {f"{name}.{field}" for name in modules for field in ("codes", "direction", "frequency")}
+    assert tensors.keys() == {f"{name}.{field}" for name in modules for field in ("codes", "history")}
     module = modules[NAME]
     assert torch.equal(tensors[f"{NAME}.codes"], module.weight_quantizer.codes(module.weight))
     assert [path.name for path in tmp_path.iterdir()] == [OSCILLATION_NAME]

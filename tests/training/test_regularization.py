@@ -4,7 +4,12 @@ import pytest
 import torch
 from training_helpers import tiny_quantized_vit, tiny_vit
 
+from hf_vaq.nn import weight_quantized_modules
+from hf_vaq.nn.fusion import set_fusion
+from hf_vaq.numerics import native
 from hf_vaq.training import cosine_ramp, model_bin_regularizer
+from hf_vaq.training.latent_weights import latent_weights
+from hf_vaq.training.regularization import add_regularizer_gradient
 
 
 def test_the_ramp_at_its_start_middle_and_end():
@@ -57,3 +62,44 @@ def test_only_latent_weights_get_a_gradient():
 
 def test_a_model_without_quantized_weights_gives_zero():
     assert torch.equal(model_bin_regularizer(tiny_vit()), torch.zeros(()))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("granularity", ["tensor", "head", "channel"])
+def test_after_the_backward_pass_the_same_gradient_is_added(granularity, fused):
+    model = tiny_quantized_vit(weight_granularity=granularity)
+    layer = model.get_submodule("vit.layers.0.mlp.fc1")
+    frozen = model.get_submodule("vit.layers.1.mlp.fc1")
+    frozen.weight.requires_grad_(False)
+    expected = model_bin_regularizer(model)
+    (0.3 * expected).backward()
+    wanted = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    layer.weight.grad = torch.ones_like(layer.weight)
+    wanted["vit.layers.0.mlp.fc1.weight"] += 1
+    set_fusion(model, fused)
+    value = add_regularizer_gradient(model, 0.3)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5) and not value.requires_grad
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == wanted.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_without_quantized_weights_nothing_is_added():
+    model = tiny_vit()
+    assert add_regularizer_gradient(model, 0.3) == 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("scale", ["learned", "statistics"])
+def test_kernels_get_the_scales_that_the_layers_use(scale):
+    model = tiny_quantized_vit(weight_granularity="head", weight_scale=scale)
+    assert latent_weights(model) is None, "not fused"
+    set_fusion(model, True)
+    modules = [module for _, module in weight_quantized_modules(model)]
+    if not native.can_run([module.weight for module in modules]):
+        pytest.skip("needs a C++ compiler")
+    for module, weight in zip(modules, latent_weights(model), strict=True):
+        assert weight.values.data_ptr() == module.weight.data_ptr()
+        assert torch.equal(weight.scale, module.weight_quantizer.scale(module.weight))

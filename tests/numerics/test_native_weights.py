@@ -1,0 +1,144 @@
+"""The compiled kernels for all weights of a model: layouts, threads, kinds of processors, and doing without."""
+
+import pytest
+import torch
+
+from hf_vaq import shared_libraries
+from hf_vaq.numerics import native
+from hf_vaq.numerics.bins import bin_regularizer
+from hf_vaq.numerics.compiled import uncompiled
+from hf_vaq.numerics.fake_quantize import quantize_to_codes
+from hf_vaq.numerics.groups import ScaleGroups
+from hf_vaq.numerics.native import LatentWeight, loading
+from hf_vaq.numerics.oscillation import Oscillations
+
+needs_kernels = pytest.mark.skipif(loading.kernels() is None, reason="needs a C++ compiler")
+
+CASES = [
+    ((70, 33), ScaleGroups(), 4),
+    ((24, 40), ScaleGroups(3, 0), 3),
+    ((20, 36), ScaleGroups(4, 1), 2),
+    ((6, 3, 4, 4), ScaleGroups(6, 0), 8),
+    ((6, 8, 2, 2), ScaleGroups(4, 1), 4),
+    ((1, 3000), ScaleGroups(), 2),
+]
+
+
+def case(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        LatentWeight(
+            torch.randn(shape, generator=generator),
+            groups,
+            torch.rand(groups.count, generator=generator) + 3 / 2**bits,
+            bits,
+        )
+        for shape, groups, bits in CASES
+    ]
+
+
+def codes_of(weights):
+    return torch.cat(
+        [
+            quantize_to_codes(w.values, w.groups.expand(w.scale, w.values.shape), w.bits).to(torch.int8).flatten()
+            for w in weights
+        ]
+    )
+
+
+def regularize(weights, factor=0.5):
+    """Value, and what was added to gradients of one."""
+    gradients = [torch.ones_like(weight.values) for weight in weights]
+    gradients[1] = None
+    value = native.bin_regularizer(weights, gradients, factor)
+    return value, [None if gradient is None else gradient - 1 for gradient in gradients]
+
+
+def check_regularizer(weights):
+    value, gradients = regularize(weights)
+    latent = [weight.values.clone().double().requires_grad_() for weight in weights]
+    grouped = [weight.groups.collect(values) for weight, values in zip(weights, latent, strict=True)]
+    expected = bin_regularizer(grouped, [w.scale.double() for w in weights], [w.bits for w in weights])
+    (0.5 * expected).backward()
+    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
+    assert gradients[1] is None
+    for gradient, values in zip(gradients, latent, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(gradient.double(), values.grad, rtol=1e-4, atol=1e-6)
+
+
+def check_oscillations(weights, momentum=0.001):
+    """Two hundred steps in which many codes change, against the same without kernels, to the last bit."""
+    generator = torch.Generator().manual_seed(1)
+    fast, plain = Oscillations(codes_of(weights), momentum), Oscillations(codes_of(weights), momentum)
+    for _ in range(200):
+        for weight in weights:
+            weight.values.add_(0.3 * torch.randn(weight.values.shape, generator=generator)).clamp_(-3, 3)
+        native.count_oscillations(weights, fast)
+        plain.update(codes_of(weights))
+    assert torch.equal(fast.codes, plain.codes)
+    assert torch.equal(fast.history.isnan(), plain.history.isnan())
+    assert torch.equal(fast.history.nan_to_num(), plain.history.nan_to_num())
+    assert torch.equal(fast.direction, plain.direction) and plain.frequency.max() > min(50 * momentum, 0.5)
+
+
+@needs_kernels
+def test_the_regularizer_finds_the_groups_of_every_layout():
+    check_regularizer(case())
+
+
+@needs_kernels
+@pytest.mark.parametrize("momentum", [0.001, 0.0001, 0.9])
+def test_oscillations_are_counted_to_the_last_bit(momentum):
+    check_oscillations(case(), momentum)
+
+
+@needs_kernels
+def test_the_number_of_threads_changes_no_bit():
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(regularize(case()))
+    finally:
+        torch.set_num_threads(threads)
+    for value, gradients in results[1:]:
+        assert torch.equal(value, results[0][0])
+        assert all(a is b or torch.equal(a, b) for a, b in zip(gradients, results[0][1], strict=True))
+
+
+@pytest.fixture
+def fresh_loading(monkeypatch, tmp_path):
+    loading.kernels.cache_clear()
+    monkeypatch.setattr(shared_libraries.constants, "HF_HOME", str(tmp_path))
+    yield
+    loading.kernels.cache_clear()
+
+
+@needs_kernels
+@pytest.mark.parametrize("capability", ["AVX2", "DEFAULT"])
+def test_other_processors_compute_the_same(monkeypatch, fresh_loading, capability):
+    if capability == "AVX2" and not torch.cpu._is_avx2_supported():
+        pytest.skip("this CPU has no AVX2 instructions")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert loading.kernels() is not None
+    check_regularizer(case())
+    check_oscillations(case())
+
+
+def test_without_a_compiler_nothing_is_tried(monkeypatch, fresh_loading):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not native.can_run([torch.ones(3)])
+
+
+@needs_kernels
+def test_only_plain_weights_on_the_cpu_are_taken():
+    weight = torch.ones(4, 6)
+    assert native.can_run([weight, torch.nn.Parameter(weight)])
+    assert not native.can_run([weight, weight.t()])
+    assert not native.can_run([weight.double()])
+    assert not native.can_run([weight.bfloat16()])
+    assert not native.can_run([weight.to("meta")])
+    with uncompiled():
+        assert not native.can_run([weight])
