@@ -19,8 +19,8 @@ from ..nn import (
 )
 from ..nn.attention import quantize_shared_input
 from ..nn.fusion import set_fusion
-from ..nn.layers import remember_argument
 from ..nn.packed import convolution_geometry, packed_like
+from ..nn.recomputed import remember_gelu, remember_norm, remember_windows
 from . import families
 from .plan import ActivationSpec, Plan, WeightSpec
 
@@ -54,11 +54,31 @@ def inject(model: PreTrainedModel, plan: Plan, config: QuantConfig) -> None:
         attention.attention_quantizers = nn.ModuleDict(
             {tensor: _on_device_of(device_like, make, spec) for tensor, spec in specs.items()}
         )
-    for name in plan.inputs:
-        before = _activation_before(model, name)
-        if before is not None and not config.packed:
-            before.register_forward_hook(remember_argument)
+    if not config.packed:
+        _remember_sources(model, plan)
     set_fusion(model)
+
+
+def _remember_sources(model: PreTrainedModel, plan: Plan) -> None:
+    """Let quantized layers know the GELU or LayerNorm before them, so that they need not keep its result."""
+    for name in plan.inputs:
+        activation = _activation_before(model, name)
+        if activation is not None:
+            activation.register_forward_hook(remember_gelu)
+    readers = plan.inputs.keys() | plan.shared_inputs.keys()
+    for name, module in model.named_modules():
+        for norm_name, relative in families.NORM_READERS.items():
+            norm = getattr(module, norm_name, None)
+            if not _is_plain_norm(norm) or not any(f"{name}.{reader}" in readers for reader in relative):
+                continue
+            if relative == ("attention",) and families.has_windows(module):
+                module.register_forward_pre_hook(remember_windows, with_kwargs=True)
+            else:
+                norm.register_forward_hook(remember_norm)
+
+
+def _is_plain_norm(norm: nn.Module | None) -> bool:
+    return type(norm) is nn.LayerNorm and len(norm.normalized_shape) == 1 and norm.weight is not None
 
 
 def _activation_before(model: PreTrainedModel, name: str) -> nn.Module | None:

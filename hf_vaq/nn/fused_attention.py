@@ -24,7 +24,7 @@ from .fused_layers import Scaled, autocast_dtype
 
 KEPT_TOKENS = 4
 """Tokens per dimension of a head up to which probabilities are kept: they then take no more memory than the results
-of GELU, which are not kept (see `fused_layers.Activated`)."""
+of GELU, which are not kept (see `recomputed`)."""
 
 
 @dataclass(frozen=True)

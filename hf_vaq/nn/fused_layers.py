@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from ..numerics.fused import Quantization, fused_gradients, fused_quantize
 from ..numerics.products import gradient_of_linear_input, gradient_of_linear_weight
+from .recomputed import Gelu, LayerNorm, Recomputed, Source, source_of
 
 
 class Scaled(NamedTuple):
@@ -36,39 +37,44 @@ class Scaled(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What a tensor of quantized values was quantized from, so that a layer need not keep the values."""
+    """What a tensor of quantized values was quantized from, so that a layer need not keep the values.
 
-    values: Tensor
+    Attributes:
+        values: before quantization, or what they are computed from.
+        scaled: of the quantizer.
+        recomputed: values and quantized values, for all the layers that read them.
+    """
+
+    values: Tensor | Source
     scaled: Scaled
-
-
-class Activated(NamedTuple):
-    """GELU of `values`, to be quantized: what is kept is the argument, not the result."""
-
-    values: Tensor
-    scaled: Scaled
+    recomputed: Recomputed
 
 
 def quantize(x: Tensor, scaled: Scaled, dtype: torch.dtype | None = None) -> Tensor:
     """Fake-quantized values with the gradients of `fake_quantize`, in shape of `x` and, if given, type `dtype`."""
-    return _Quantize.apply(x, scaled.log_scale, scaled.scale, scaled.offset, scaled.quantization, dtype)
+    settings = _QuantizeSettings(scaled.quantization, dtype)
+    return _Quantize.apply(x, None, None, None, *scaled[:3], settings)
 
 
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    inputs: Scaled | Origin | Activated | None,
-    weights: Scaled,
-) -> Tensor:
+def quantize_for_many(x: Tensor, scaled: Scaled, dtype: torch.dtype) -> tuple[Tensor, Origin]:
+    """As `quantize`, for several layers: they are told where it comes from, so that none has to keep it."""
+    source, recomputed = source_of(x), Recomputed()
+    if source is not None and isinstance(source.operation, Gelu):
+        source = None
+    settings = _QuantizeSettings(scaled.quantization, dtype, None if source is None else source.operation, recomputed)
+    quantized = _Quantize.apply(x, *_constants(source), *scaled[:3], settings)
+    return quantized, Origin(x.detach() if source is None else source, scaled._replace(log_scale=None), recomputed)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, inputs: Scaled | Origin | None, weights: Scaled) -> Tensor:
     """`torch.nn.functional.linear` on quantized operands.
 
     Args:
-        x: (..., in_features); with an `Origin`, or None, the values that the product takes.
+        x: (..., in_features); with an `Origin`, or None, the values that the product takes. What it is computed from,
+            if that is known (see `recomputed`), is kept in its place.
         weight: latent, (out_features, in_features).
         bias: (out_features,), or none.
-        inputs: quantizer of the input; an `Origin` if `x` is quantized already; `Activated` if it is an activation
-            whose argument is kept; None if it is not to be quantized.
+        inputs: quantizer of the input; an `Origin` if `x` is quantized already; None if it is not to be quantized.
         weights: quantizer of the weight.
     """
     return _apply(x, weight, bias, inputs, weights, _Linear())
@@ -103,19 +109,34 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+@dataclass(frozen=True)
+class _QuantizeSettings:
+    quantization: Quantization
+    dtype: torch.dtype | None
+    operation: LayerNorm | None = None
+    recomputed: Recomputed | None = None
+
+
 class _Quantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, log_scale, scale, offset, quantization, dtype):
-        ctx.save_for_backward(x, scale, offset)
-        ctx.quantization = quantization
-        return fused_quantize(x, scale, offset, quantization, dtype)
+    def forward(ctx, x, argument, norm_weight, norm_bias, log_scale, scale, offset, settings):
+        kept = x if settings.operation is None else argument
+        ctx.save_for_backward(kept, norm_weight, norm_bias, scale, offset)
+        ctx.settings = settings
+        return fused_quantize(x, scale, offset, settings.quantization, settings.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, scale, offset = ctx.saved_tensors
-        grad_x, grad_log_scale, grad_offset = fused_gradients(grad, x, scale, offset, ctx.quantization)
-        return grad_x, grad_log_scale, None, grad_offset, None, None
+        kept, norm_weight, norm_bias, scale, offset = ctx.saved_tensors
+        settings: _QuantizeSettings = ctx.settings
+        recomputed = None if settings.recomputed is None else settings.recomputed.take()
+        if recomputed is not None:
+            x, _ = recomputed
+        else:
+            x = kept if settings.operation is None else settings.operation(kept, norm_weight, norm_bias)
+        grad_x, grad_log_scale, grad_offset = fused_gradients(grad, x, scale, offset, settings.quantization)
+        return grad_x, None, None, None, grad_log_scale, None, grad_offset, None
 
 
 @dataclass(frozen=True)
@@ -198,48 +219,75 @@ class _Product(torch.autograd.Function):
 class _Settings:
     operation: _Linear | _Conv2d
     inputs: Quantization | None
-    quantized_before: bool
-    activated: bool
     weights: Quantization
     dtype: torch.dtype
+    computed_by: Gelu | LayerNorm | None
+    """What gives the input from what is kept; None if it is kept itself."""
+    quantized_before: bool
+    recomputed: Recomputed | None
 
 
 def _apply(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    inputs: Scaled | Origin | Activated | None,
+    inputs: Scaled | Origin | None,
     weights: Scaled,
     operation: _Linear | _Conv2d,
 ) -> Tensor:
-    before, activated = isinstance(inputs, Origin), isinstance(inputs, Activated)
-    values, scaled = (inputs.values, inputs.scaled) if before or activated else (None, inputs)
-    if activated:  # the gradient goes to the argument
-        x, values = values, x.detach()
-    tensors = (None, None, None) if scaled is None else (scaled.log_scale, scaled.scale, scaled.offset)
+    before = isinstance(inputs, Origin)
+    values, scaled, recomputed = inputs if before else (source_of(x) if inputs is not None else None, inputs, None)
+    source = values if isinstance(values, Source) else None
+    constants = (values, None, None) if isinstance(values, Tensor) else _constants(source)
+    if source is not None and isinstance(source.operation, Gelu):  # the gradient goes to the argument
+        x, constants = source.argument, (x.detach(), None, None)
     settings = _Settings(
         operation,
         None if scaled is None else scaled.quantization,
-        before,
-        activated,
         weights.quantization,
         autocast_dtype(x),
+        None if source is None else source.operation,
+        before,
+        recomputed,
     )
-    return _Layer.apply(x, values, *tensors, weight, weights.log_scale, weights.scale, bias, settings)
+    tensors = (None, None, None) if scaled is None else scaled[:3]
+    return _Layer.apply(x, *constants, *tensors, weight, weights.log_scale, weights.scale, bias, settings)
+
+
+def _constants(source: Source | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What is kept of a source, without gradient."""
+    tensors = (None, None, None) if source is None else source[:3]
+    return tuple(None if tensor is None else tensor.detach() for tensor in tensors)
 
 
 class _Layer(torch.autograd.Function):
+    """`values` is the result of GELU, if `x` is its argument; else what the input was quantized or computed from."""
+
     @staticmethod
-    def forward(ctx, x, values, log_scale, scale, offset, weight, weight_log_scale, weight_scale, bias, settings):
-        kept = values if settings.quantized_before else x
-        ctx.save_for_backward(kept, scale, offset, weight, weight_scale)
+    def forward(
+        ctx,
+        x,
+        values,
+        norm_weight,
+        norm_bias,
+        log_scale,
+        scale,
+        offset,
+        weight,
+        weight_log_scale,
+        weight_scale,
+        bias,
+        settings,
+    ):
+        of_gelu = isinstance(settings.computed_by, Gelu)
+        kept = x if values is None or of_gelu else values
+        ctx.save_for_backward(kept, norm_weight, norm_bias, scale, offset, weight, weight_scale)
         ctx.settings = settings
         ctx.types = x.dtype, None if bias is None else bias.dtype
         if settings.inputs is None or settings.quantized_before:
             operand = x.to(settings.dtype)
         else:
-            source = values if settings.activated else x
-            operand = fused_quantize(source, scale, offset, settings.inputs, settings.dtype)
+            operand = fused_quantize(values if of_gelu else x, scale, offset, settings.inputs, settings.dtype)
         quantized_weight = fused_quantize(weight, weight_scale, None, settings.weights, settings.dtype)
         bias = None if bias is None else bias.to(settings.dtype)
         return settings.operation.forward(operand, quantized_weight, bias)
@@ -247,26 +295,28 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, scale, offset, weight, weight_scale = ctx.saved_tensors
+        kept, norm_weight, norm_bias, scale, offset, weight, weight_scale = ctx.saved_tensors
         settings: _Settings = ctx.settings
         x_type, bias_type = ctx.types
-        wants_x, _, wants_scale, _, wants_offset, wants_weight, wants_weight_scale, _, wants_bias, _ = (
+        wants_x, *_, wants_scale, _, wants_offset, wants_weight, wants_weight_scale, _, wants_bias, _ = (
             ctx.needs_input_grad
         )
-        grads: list[Tensor | None] = [None] * 10
-        before_gelu = None
-        if settings.activated:
-            before_gelu, x = x, F.gelu(x)
-        if wants_bias:
-            grads[8] = settings.operation.gradient_of_bias(grad).to(bias_type)
-        if wants_weight or wants_weight_scale:
+        grads: list[Tensor | None] = [None] * 12
+
+        def again() -> tuple[Tensor, Tensor]:
+            """The input, and the operand of the product."""
+            x = kept if settings.computed_by is None else settings.computed_by(kept, norm_weight, norm_bias)
             if settings.inputs is None:
-                operand = x.to(settings.dtype)
-            else:
-                operand = fused_quantize(x, scale, offset, settings.inputs, settings.dtype)
+                return x, x.to(settings.dtype)
+            return x, fused_quantize(x, scale, offset, settings.inputs, settings.dtype)
+
+        x, operand = again() if settings.recomputed is None else settings.recomputed.get(again)
+        if wants_bias:
+            grads[10] = settings.operation.gradient_of_bias(grad).to(bias_type)
+        if wants_weight or wants_weight_scale:
             grad_weight = settings.operation.gradient_of_weight(grad, operand, weight)
             del operand
-            grads[5], grads[6], _ = fused_gradients(grad_weight, weight, weight_scale, None, settings.weights)
+            grads[7], grads[8], _ = fused_gradients(grad_weight, weight, weight_scale, None, settings.weights)
             del grad_weight
         if wants_x or wants_scale or wants_offset:
             quantized_weight = fused_quantize(weight, weight_scale, None, settings.weights, settings.dtype)
@@ -275,7 +325,7 @@ class _Layer(torch.autograd.Function):
             if settings.inputs is None or settings.quantized_before:
                 grads[0] = grad_x.to(x_type)
             else:
-                grads[0], grads[2], grads[4] = fused_gradients(grad_x, x, scale, offset, settings.inputs)
-                if before_gelu is not None:
-                    torch.ops.aten.gelu_backward.grad_input(grads[0], before_gelu, grad_input=grads[0])
+                grads[0], grads[4], grads[6] = fused_gradients(grad_x, x, scale, offset, settings.inputs)
+                if isinstance(settings.computed_by, Gelu):
+                    torch.ops.aten.gelu_backward.grad_input(grads[0], kept, grad_input=grads[0])
         return tuple(grads)

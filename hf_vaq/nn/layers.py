@@ -17,24 +17,14 @@ from .weight_quantizer import WeightQuantizer
 ORIGIN = "_quantized_from"
 """Attribute of a tensor of quantized values that several layers read: its `fused_layers.Origin`."""
 
-GELU_ARGUMENT = "_gelu_of"
-"""Attribute of a result of GELU that a quantized layer reads: the argument, which takes the place of the result."""
-
-
-def remember_argument(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-    """Forward hook of GELU: a fused layer that quantizes the result keeps the argument, not both."""
-    if not torch.compiler.is_compiling() and output.requires_grad:
-        setattr(output, GELU_ARGUMENT, args[0])
-
 
 def quantize_for_layers(x: Tensor, quantizer: ActivationQuantizer | PackedActivationQuantizer) -> Tensor:
     """Quantize `x` once, for several layers. They are told where it comes from, so that none has to keep it."""
     if not (isinstance(quantizer, ActivationQuantizer) and quantizer.is_fusable() and may_fuse(x)):
         return quantizer(x)
-    scaled = quantizer.scaled()
     # Under autocast every layer would convert the values by itself.
-    quantized = fused_layers.quantize(x, scaled, fused_layers.autocast_dtype(x))
-    setattr(quantized, ORIGIN, fused_layers.Origin(x.detach(), scaled._replace(log_scale=None)))
+    quantized, origin = fused_layers.quantize_for_many(x, quantizer.scaled(), fused_layers.autocast_dtype(x))
+    setattr(quantized, ORIGIN, origin)
     return quantized
 
 
@@ -76,9 +66,6 @@ class QuantizedOperands(nn.Module):
     def fused_operands(self, x: Tensor) -> dict[str, Any]:
         """The arguments that `fused_layers` takes beside the input."""
         inputs: Any = getattr(x, ORIGIN, None) if self.input_quantizer is None else self.input_quantizer.scaled()
-        argument = getattr(x, GELU_ARGUMENT, None)
-        if self.input_quantizer is not None and argument is not None:
-            inputs = fused_layers.Activated(argument, inputs)
         weights = self.weight_quantizer.scaled(self.weight)
         return {"weight": self.weight, "bias": self.bias, "inputs": inputs, "weights": weights}
 

@@ -18,6 +18,7 @@ from .compiled import CompiledKernel
 from .groups import ScaleGroups
 from .levels import integer_range
 from .log_scale import LOG_BOUND
+from .room import empty_with_room, has_room
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -60,7 +61,11 @@ def fused_quantize(
     """
     layout = _Layout(x, quantization.groups)
     constants = _constants(quantization, x.numel(), x.device)
-    result = _forward((layout.flat(x), *layout.per_group(scale, offset), constants), (dtype or x.dtype,))
+    tensors, dtype = (layout.flat(x), *layout.per_group(scale, offset), constants), dtype or x.dtype
+    if not has_room(x.device):
+        return layout.restore(_forward(tensors, (dtype,)))
+    result = empty_with_room(tensors[0].shape, dtype)
+    _forward_into((*tensors, result))
     return layout.restore(result)
 
 
@@ -106,7 +111,12 @@ def fused_quantize_heads(
         dtype: type of the result; that of `x` if not given.
     """
     constants = _constants(quantization, x.numel(), x.device)
-    return _heads_forward((x.transpose(1, 2), _per_head(scale), constants), (dtype or x.dtype,))
+    tensors, dtype = (x.transpose(1, 2), _per_head(scale), constants), dtype or x.dtype
+    if not has_room(x.device):
+        return _heads_forward(tensors, (dtype,))
+    result = empty_with_room(x.shape, dtype)
+    _heads_forward_into((*tensors, result))
+    return result
 
 
 def fused_head_gradients(
@@ -265,6 +275,10 @@ def _forward_function(x, scale, offset, constants, dtype):
     return _quantized(x, scale, offset, constants).to(dtype)
 
 
+def _forward_into_function(x, scale, offset, constants, result):
+    result.copy_(_quantized(x, scale, offset, constants))
+
+
 def _backward_function(gradient, x, scale, offset, constants, rule):
     inside, slope = _slopes(x, scale, offset, constants)
     grad = gradient.to(torch.float32)
@@ -281,6 +295,10 @@ def _backward_function(gradient, x, scale, offset, constants, rule):
 
 def _heads_forward_function(x, scale, constants, dtype):
     return _quantized(x, scale, None, constants).to(dtype).transpose(1, 2).contiguous()
+
+
+def _heads_forward_into_function(x, scale, constants, result):
+    result.copy_(_quantized(x, scale, None, constants).transpose(1, 2))
 
 
 def _heads_backward_function(grad, x, scale, constants, rule):
@@ -307,7 +325,9 @@ def _softmax_backward_function(gradient, probabilities, scale, constants, rule):
 
 
 _forward = CompiledKernel(_forward_function)
+_forward_into = CompiledKernel(_forward_into_function)
 _backward = CompiledKernel(_backward_function)
 _heads_forward = CompiledKernel(_heads_forward_function)
+_heads_forward_into = CompiledKernel(_heads_forward_into_function)
 _heads_backward = CompiledKernel(_heads_backward_function)
 _softmax_backward = CompiledKernel(_softmax_backward_function)
