@@ -32,7 +32,8 @@ __all__ = [
 def weight_quantized_modules(model: nn.Module) -> Iterator[tuple[str, QuantLinear | QuantConv2d]]:
     """Names and layers of `model` whose latent weight is fake-quantized."""
     for name, module in model.named_modules():
-        if isinstance(getattr(module, "weight_quantizer", None), WeightQuantizer):
+        # Asked at every step: where an attribute is missing, getattr of a module takes long.
+        if isinstance(module._modules.get("weight_quantizer"), WeightQuantizer):
             yield name, module
 
 

@@ -1,22 +1,25 @@
-"""The latent weights of a model, as the compiled kernels take them."""
+"""Latent weights as the compiled kernels take them."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Sequence
 
-from ..nn import weight_quantized_modules
+import torch
+
+from ..nn import QuantConv2d, QuantLinear
 from ..numerics.log_scale import scale_from_log
 from ..numerics.native import LatentWeight, can_run
 
 
 @torch.no_grad()
-def latent_weights(model: nn.Module) -> list[LatentWeight] | None:
-    """All weights of `model` that are fake-quantized; None if kernels are not wanted or cannot run on them.
+def latent_weights(modules: Sequence[QuantLinear | QuantConv2d]) -> list[LatentWeight] | None:
+    """The weights of `modules`; None if kernels are not wanted or cannot run on them.
 
-    They are wanted where the quantizers of the model are fused, see `hf_vaq.set_fusion`.
+    They are wanted where the quantizers are fused, see `hf_vaq.set_fusion`.
+
+    Args:
+        modules: whose weight is fake-quantized.
     """
-    modules = [module for _, module in weight_quantized_modules(model)]
     quantizers = [module.weight_quantizer for module in modules]
     weights = [module.weight.detach() for module in modules]
     if not modules or not all(quantizer.fused for quantizer in quantizers) or not can_run(weights):

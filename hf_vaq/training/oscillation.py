@@ -62,7 +62,7 @@ class OscillationTracker(TrainerCallback):
         """Account for one training step of `model`."""
         if not self._shapes:
             return
-        weights = latent_weights(model)
+        weights = latent_weights([module for _, module in weight_quantized_modules(model)])
         if weights is None:
             self._state.update(_codes(model))
         else:

@@ -35,13 +35,14 @@ def add_regularizer_gradient(model: nn.Module, factor: float) -> Tensor:
     Returns:
         The regularizer, without `factor`.
     """
-    trained = [module.weight for _, module in weight_quantized_modules(model) if module.weight.requires_grad]
+    modules = [module for _, module in weight_quantized_modules(model)]
+    trained = [weight for module in modules if (weight := module.weight).requires_grad]
     for weight in trained:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-    quantized = latent_weights(model)
-    gradients = [module.weight.grad for _, module in weight_quantized_modules(model)]
-    if quantized is not None and native.can_run([gradient for gradient in gradients if gradient is not None]):
+    quantized = latent_weights(modules)
+    if quantized is not None and native.can_run([weight.grad for weight in trained]):
+        gradients = [module.weight.grad if module.weight.requires_grad else None for module in modules]
         return native.bin_regularizer(quantized, gradients, factor)
     with torch.enable_grad():
         value = model_bin_regularizer(model)

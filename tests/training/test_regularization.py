@@ -95,11 +95,11 @@ def test_without_quantized_weights_nothing_is_added():
 @pytest.mark.parametrize("scale", ["learned", "statistics"])
 def test_kernels_get_the_scales_that_the_layers_use(scale):
     model = tiny_quantized_vit(weight_granularity="head", weight_scale=scale)
-    assert latent_weights(model) is None, "not fused"
-    set_fusion(model, True)
     modules = [module for _, module in weight_quantized_modules(model)]
+    assert latent_weights(modules) is None, "not fused"
+    set_fusion(model, True)
     if not native.can_run([module.weight for module in modules]):
         pytest.skip("needs a C++ compiler")
-    for module, weight in zip(modules, latent_weights(model), strict=True):
+    for module, weight in zip(modules, latent_weights(modules), strict=True):
         assert weight.values.data_ptr() == module.weight.data_ptr()
         assert torch.equal(weight.scale, module.weight_quantizer.scale(module.weight))

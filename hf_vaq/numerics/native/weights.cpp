@@ -76,18 +76,37 @@ struct Moments {
   double count = 0, sum = 0, squares = 0;
 };
 
-// As many numbers as a register of this processor holds (an extension of GCC and Clang).
+// As many numbers as a register of this processor holds; sums and counts of some of them. (Vectors are an extension of
+// GCC and Clang; of AVX-512's masked sums neither makes use by itself.)
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-#elif defined(__AVX2__)
+typedef __m512 Floats;
+typedef __mmask16 Members;
+typedef int64_t Counts;
+inline Members equal(Floats a, float b) { return _mm512_cmpeq_ps_mask(a, _mm512_set1_ps(b)); }
+inline void add(Floats& sum, Members members, Floats x) { sum = _mm512_mask_add_ps(sum, members, sum, x); }
+inline void add(Counts& counts, Members members) { counts += __builtin_popcount(members); }
+inline double total(Counts counts) { return double(counts); }
+#else
+#if defined(__AVX2__)
 constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Masks __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Members __attribute__((vector_size(4 * kLanes)));
+typedef Members Counts;
+inline Members equal(Floats a, float b) { return a == b; }
+inline void add(Floats& sum, Members members, Floats x) { sum += Floats(members & Members(x)); }
+inline void add(Counts& counts, Members members) { counts -= members; }
+inline double total(Counts counts) {
+  double sum = 0;
+  for (int i = 0; i < kLanes; i++) sum += counts[i];
+  return sum;
+}
+#endif
 
-double total(const Floats& lanes) {
+inline double total(Floats lanes) {
   double sum = 0;
   for (int i = 0; i < kLanes; i++) sum += lanes[i];
   return sum;
@@ -95,16 +114,16 @@ double total(const Floats& lanes) {
 
 // Adds a block to two bins; it is filled up to whole registers with levels that are none.
 void add_masked(const float* level, const float* distance, int64_t count, float first, Moments* bins) {
-  Floats counts[2] = {}, sums[2] = {}, squares[2] = {};
-  const Floats ones = Floats{} + 1.0f;
+  Counts counts[2] = {};
+  Floats sums[2] = {}, squares[2] = {};
   for (int64_t i = 0; i < count; i += kLanes) {
     const Floats l = *reinterpret_cast<const Floats*>(level + i), d = *reinterpret_cast<const Floats*>(distance + i);
     const Floats dd = d * d;
     for (int k = 0; k < 2; k++) {
-      const Masks member = l == first + k;
-      counts[k] += Floats(member & Masks(ones));
-      sums[k] += Floats(member & Masks(d));
-      squares[k] += Floats(member & Masks(dd));
+      const Members members = equal(l, first + k);
+      add(counts[k], members);
+      add(sums[k], members, d);
+      add(squares[k], members, dd);
     }
   }
   for (int k = 0; k < 2; k++) {
