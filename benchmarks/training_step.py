@@ -5,9 +5,8 @@ batch 4. All candidates of a model run in one process, interleaved, and are comp
 mode, round by round. "regularized" adds the bin regularizer and the oscillation tracker, as every step of the second
 half of a training run has them. The candidates are in `training_candidates.py`.
 
-Peak memory is measured in a process of its own for each of `MEMORY`: parameters and optimizer states, counted, plus
-the growth of the resident memory from just before a step (after unused memory was given back to the system) to the
-highest point in it, which holds activations and gradients. Compiler and libraries are not in it.
+Peak memory is measured in a process of its own for each of `training_memory.MEMORY`, in two ways: the bytes of the
+tensors that exist at a time, whatever allocates them, and the resident memory. Compiler and libraries are not in it.
 
 Peers are run if they can be imported, and named if not: torchao (int8 activations, int4 weights, Linears only) and
 brevitas (learned scales, Linears only; attention is not quantized by either).
@@ -22,16 +21,14 @@ The script starts itself again with a fixed mmap threshold of glibc's allocator,
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -39,7 +36,8 @@ import transformers
 from environment import settle_environment
 from reporting import RESULTS, write_results
 from torch import Tensor
-from training_candidates import BATCH_SIZE, PEERS, REFERENCE, Candidate, TrainingStep, candidates, forget_models
+from training_candidates import BATCH_SIZE, PEERS, REFERENCE, TrainingStep, candidates, forget_models
+from training_memory import MEMORY, StepMemory, step_memory
 
 from hf_vaq.numerics.fake_quantize import fake_quantize
 from hf_vaq.numerics.fused import Quantization, fused_gradients, fused_quantize
@@ -51,18 +49,6 @@ QUANTIZER_SHAPES = ((16, 198, 192), (16, 198, 768), (16, 3, 198, 198), (768, 192
 COMPILED_VARIANTS = 64
 """More than there are compiled candidates: they share the code of one class, of which Dynamo would compile eight
 variants and run the others uncompiled."""
-MEMORY = (
-    REFERENCE,
-    "W4A4",
-    "W4A4, regularized",
-    "W4A4, regularized, compiled",
-    "W4A4, regularized, compiled, bf16 autocast",
-    "W2A2, regularized",
-    "W4A4, not fused",
-    *PEERS,
-)
-"""Candidates whose memory is measured: compiled ones take a minute each."""
-
 QUICK = (REFERENCE, "W4A4", "W4A4, regularized", "W4A4, regularized, compiled, bf16 autocast", "W4A4, not fused")
 
 
@@ -83,7 +69,7 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     if arguments.measure_memory:
         model, name = arguments.measure_memory
-        print(json.dumps(step_memory(model, candidates()[name])))
+        print(json.dumps(asdict(step_memory(TrainingStep(model, candidates()[name])))))
         return
     if arguments.quick:
         arguments.models, arguments.rounds = ["deit-t"], 3
@@ -140,24 +126,27 @@ def measure_model(model: str, names: list[str], arguments: argparse.Namespace) -
         for name in [name for name in names if name in MEMORY]:
             command = [sys.executable, __file__, "--threads", str(arguments.threads), "--measure_memory", model, name]
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-            memory[name] = json.loads(done.stdout.splitlines()[-1])
+            memory[name] = StepMemory(**json.loads(done.stdout.splitlines()[-1]))
     return report(names, times, memory)
 
 
-def report(names: list[str], times: InterleavedTimes, memory: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
-    rows = [["", "time, x float32", "quartiles", "ms", "memory, x float32", "MB"]]
+def report(names: list[str], times: InterleavedTimes, memory: dict[str, StepMemory]) -> list[dict[str, Any]]:
+    rows = [["", "time, x float32", "quartiles", "ms", "tensors, x float32", "MB", "resident, x float32", "MB"]]
     measured = []
     for name in names:
         ratios = times.speed_up(name)
         low, ratio, high = 1 / ratios.high, 1 / ratios.median, 1 / ratios.low
         row: dict[str, Any] = {"candidate": name, "time_ratio": ratio, "time_ratio_quartiles": [low, high]}
         row["milliseconds"] = 1000 * times.latency(name).median
-        cells = [name, f"{ratio:.3f}", f"{low:.3f} to {high:.3f}", f"{row['milliseconds']:.0f}", "", ""]
+        cells = [name, f"{ratio:.3f}", f"{low:.3f} to {high:.3f}", f"{row['milliseconds']:.0f}"]
         if name in memory:
-            peak = memory[name]["persistent"] + memory[name]["growth"]
-            row["memory_ratio"] = peak / (memory[REFERENCE]["persistent"] + memory[REFERENCE]["growth"])
-            row["memory_bytes"] = memory[name]
-            cells[4:] = [f"{row['memory_ratio']:.3f}", f"{peak / 1e6:.0f}"]
+            found, reference = memory[name], memory[REFERENCE]
+            row["tensors_ratio"] = found.tensors / reference.tensors
+            row["memory_ratio"] = found.resident / reference.resident
+            row["memory_bytes"] = asdict(found)
+            cells += [f"{row['tensors_ratio']:.3f}", f"{found.tensors / 1e6:.0f}"]
+            cells += [f"{row['memory_ratio']:.3f}", f"{found.resident / 1e6:.0f}"]
+        cells += [""] * (len(rows[0]) - len(cells))
         rows.append(cells)
         measured.append(row)
     print(format_table(rows))
@@ -167,32 +156,6 @@ def report(names: list[str], times: InterleavedTimes, memory: dict[str, dict[str
         flush=True,
     )
     return measured
-
-
-def step_memory(model: str, candidate: Candidate) -> dict[str, int]:
-    """Bytes of parameters and optimizer states, and growth of the resident memory within a step."""
-    step = TrainingStep(model, candidate)
-    for _ in range(2):
-        step()
-    growth = []
-    for _ in range(3):
-        growth.append(_growth(step))
-    return {"persistent": step.persistent_bytes(), "growth": sorted(growth)[1]}
-
-
-def _growth(step: TrainingStep) -> int:
-    step.optimizer.zero_grad()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the highest value
-    before = _status("VmRSS")
-    step()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return 1024 * int(match[1])
 
 
 # One quantizer

@@ -14,7 +14,7 @@ from ..numerics.groups import ScaleGroups
 from ..numerics.levels import integer_range
 from ..numerics.log_scale import log_from_scale, scale_from_log
 from .activation_statistics import ActivationStatistics
-from .fused_layers import Scaled, quantize
+from .fused_layers import Scaled, quantize, traced_quantize
 from .fusion import is_traced, is_untouched, may_fuse
 
 
@@ -96,7 +96,9 @@ class ActivationQuantizer(nn.Module):
             return x
         if not self.is_calibrated():
             self._calibrate_from_first_batch(x)
-        if is_traced(x) or (self.fused and may_fuse(x)):
+        if is_traced(x):
+            return traced_quantize(x, self.scaled())
+        if self.fused and may_fuse(x):
             return quantize(x, self.scaled())
         scale = self.scale()
         factor: Tensor | float = 1.0

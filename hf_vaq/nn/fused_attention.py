@@ -20,6 +20,7 @@ from ..numerics.fused import (
     fused_quantize_heads,
     fused_softmax_gradients,
 )
+from ..numerics.room import empty_with_room, has_room
 from .fused_layers import Scaled, autocast_dtype
 
 KEPT_TOKENS = 4
@@ -70,6 +71,8 @@ def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: flo
     scores = torch.matmul(query, key.transpose(2, 3)).mul_(scaling)
     if mask is not None:
         scores = scores.add_(mask) if mask.dtype == scores.dtype else scores + mask
+    if scores.dtype is torch.float32:  # in place: each row is read before it is written
+        return torch.softmax(scores, -1, out=scores).to(dtype)
     return torch.softmax(scores, -1, dtype=torch.float32).to(dtype)
 
 
@@ -89,7 +92,9 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, mask, s_q, s_k, s_v, s_p, kept)
         del probabilities, kept
         values = fused_quantize_heads(value, s_v, settings.value, settings.dtype)
-        return torch.matmul(quantized.to(settings.dtype), values).transpose(1, 2).contiguous(), quantized
+        room = empty_with_room(values.shape, values.dtype) if has_room(values.device) else None
+        output = torch.matmul(quantized.to(settings.dtype), values, out=room)
+        return output.transpose(1, 2).contiguous(), quantized
 
     @staticmethod
     @once_differentiable

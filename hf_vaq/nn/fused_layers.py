@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from ..numerics.fused import Quantization, fused_gradients, fused_quantize
 from ..numerics.products import gradient_of_linear_input, gradient_of_linear_weight
@@ -54,6 +55,22 @@ def quantize(x: Tensor, scaled: Scaled, dtype: torch.dtype | None = None) -> Ten
     """Fake-quantized values with the gradients of `fake_quantize`, in shape of `x` and, if given, type `dtype`."""
     settings = _QuantizeSettings(scaled.quantization, dtype)
     return _Quantize.apply(x, None, None, None, *scaled[:3], settings)
+
+
+def traced_quantize(x: Tensor, scaled: Scaled) -> Tensor:
+    """`quantize` in a model that is compiled as a whole, where the compiler chooses what is kept.
+
+    By itself it would keep quantized operands of products beside what they were quantized from. A checkpointed region
+    is the way to have them computed again. Under autocast operands take half the memory, and are left to the compiler.
+    """
+    if autocast_dtype(x) is not x.dtype:
+        return quantize(x, scaled)
+    return checkpoint(_contiguously_quantized, x, scaled, use_reentrant=False, preserve_rng_state=False)
+
+
+def _contiguously_quantized(x: Tensor, scaled: Scaled) -> Tensor:
+    # As a product wants its operand: what rearranges it later would not belong to the region, and be kept.
+    return quantize(x, scaled).contiguous()
 
 
 def quantize_for_many(x: Tensor, scaled: Scaled, dtype: torch.dtype) -> tuple[Tensor, Origin]:
@@ -325,7 +342,9 @@ class _Layer(torch.autograd.Function):
             if settings.inputs is None or settings.quantized_before:
                 grads[0] = grad_x.to(x_type)
             else:
-                grads[0], grads[4], grads[6] = fused_gradients(grad_x, x, scale, offset, settings.inputs)
+                grads[0], grads[4], grads[6] = fused_gradients(
+                    grad_x, x, scale, offset, settings.inputs, overwrite=True
+                )
                 if isinstance(settings.computed_by, Gelu):
                     torch.ops.aten.gelu_backward.grad_input(grads[0], kept, grad_input=grads[0])
         return tuple(grads)
