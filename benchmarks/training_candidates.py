@@ -69,6 +69,7 @@ def candidates() -> dict[str, Candidate]:
             )
     found["W4A4, not fused"] = Candidate(4, fused=False)
     found["W4A4, no compiler"] = Candidate(4, no_compiler=True)
+    found["W4A4, regularized, no compiler"] = Candidate(4, regularized=True, no_compiler=True)
     for peer in PEERS:
         found[peer] = Candidate(peer=peer)
     return found

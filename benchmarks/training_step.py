@@ -27,7 +27,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -35,17 +34,13 @@ import torch
 import transformers
 from environment import settle_environment
 from reporting import RESULTS, write_results
-from torch import Tensor
 from training_candidates import BATCH_SIZE, PEERS, REFERENCE, TrainingStep, candidates, forget_models
 from training_memory import MEMORY, StepMemory, step_memory
+from training_parts import measure_quantizers, measure_weight_passes
 
-from hf_vaq.numerics.fake_quantize import fake_quantize
-from hf_vaq.numerics.fused import Quantization, fused_gradients, fused_quantize
-from hf_vaq.numerics.groups import ScaleGroups
 from hf_vaq.speed.timing import InterleavedTimes, time_interleaved
 from hf_vaq.tables import format_table
 
-QUANTIZER_SHAPES = ((16, 198, 192), (16, 198, 768), (16, 3, 198, 198), (768, 192))
 COMPILED_VARIANTS = 64
 """More than there are compiled candidates: they share the code of one class, of which Dynamo would compile eight
 variants and run the others uncompiled."""
@@ -82,11 +77,12 @@ def main() -> None:
     if absent:
         print(f"not measured, because they are not installed here: {', '.join(absent)}", flush=True)
     names = [REFERENCE, *(name for name in names if name != REFERENCE and name not in absent)]
-    quantizers = measure_quantizers()
+    quantizers, weight_passes = measure_quantizers(), measure_weight_passes()
     for model in arguments.models:
         rows = measure_model(model, names, arguments)
         if not arguments.quick:
-            measured = {**earlier(), "not_installed": absent, "quantizers": quantizers, model: rows}
+            parts = {"quantizers": quantizers, "weight_passes": weight_passes}
+            measured = {**earlier(), "not_installed": absent, **parts, model: rows}
             print(f"written to {write_results('training_step', measured)}")
 
 
@@ -156,43 +152,6 @@ def report(names: list[str], times: InterleavedTimes, memory: dict[str, StepMemo
         flush=True,
     )
     return measured
-
-
-# One quantizer
-
-
-def measure_quantizers() -> list[dict[str, Any]]:
-    """Forward and backward of one 4-bit quantizer with one scale, in several forms."""
-    rows = [["one quantizer, forward and backward, ms", "fused", "not fused", "PyTorch's own operator", "copy"]]
-    measured = []
-    for shape in QUANTIZER_SHAPES:
-        forms = quantizer_forms(torch.randn(shape), torch.randn(shape))
-        times = time_interleaved(forms, runs=20, warm_up=3, repeats=3, threads=torch.get_num_threads())
-        found = {name: 1000 * times.latency(name).median for name in forms}
-        rows.append([" x ".join(map(str, shape)), *(f"{value:.3f}" for value in found.values())])
-        measured.append({"shape": shape, "milliseconds": found})
-    print(format_table(rows), flush=True)
-    return measured
-
-
-def quantizer_forms(x: Tensor, grad: Tensor) -> dict[str, Callable[[], Any]]:
-    scale = torch.full((1,), 0.4)
-    quantization = Quantization(4, ScaleGroups(), factor="numel")
-    leaf, learned = x.clone().requires_grad_(), scale.clone().requires_grad_()
-    zero_point = torch.zeros(1, requires_grad=True)
-
-    def fused() -> None:
-        fused_quantize(x, scale, None, quantization)
-        fused_gradients(grad, x, scale, None, quantization)
-
-    def not_fused() -> None:
-        torch.autograd.grad(fake_quantize(leaf, learned.reshape(()), 4), [leaf, learned], grad)
-
-    def builtin() -> None:
-        result = torch._fake_quantize_learnable_per_tensor_affine(leaf, learned, zero_point, -8, 7, 1.0)
-        torch.autograd.grad(result, [leaf, learned], grad)
-
-    return {"fused": fused, "not fused": not_fused, "PyTorch's own operator": builtin, "copy": x.clone}
 
 
 if __name__ == "__main__":
