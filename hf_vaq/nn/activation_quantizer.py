@@ -13,8 +13,9 @@ from ..numerics.fused import Quantization
 from ..numerics.groups import ScaleGroups
 from ..numerics.levels import integer_range
 from ..numerics.log_scale import log_from_scale, scale_from_log
+from . import traced
 from .activation_statistics import ActivationStatistics
-from .fused_layers import Scaled, quantize, traced_quantize
+from .fused_layers import Scaled, quantize
 from .fusion import is_traced, is_untouched, may_fuse
 
 
@@ -97,7 +98,7 @@ class ActivationQuantizer(nn.Module):
         if not self.is_calibrated():
             self._calibrate_from_first_batch(x)
         if is_traced(x):
-            return traced_quantize(x, self.scaled())
+            return traced.quantize(x, self.scaled())
         if self.fused and may_fuse(x):
             return quantize(x, self.scaled())
         scale = self.scale()
@@ -116,7 +117,11 @@ class ActivationQuantizer(nn.Module):
 
     def is_fusable(self) -> bool:
         """Whether a fused function may do this quantizer's work instead of calling it."""
-        return self.fused and self.statistics is None and is_untouched(self) and self.is_calibrated()
+        return self.fused and self.may_be_replaced()
+
+    def may_be_replaced(self) -> bool:
+        """Whether a function that does this quantizer's work may take the place of calling it."""
+        return self.statistics is None and is_untouched(self) and self.is_calibrated()
 
     @torch.no_grad()
     def scaled(self) -> Scaled:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import traced
 from .activation_quantizer import ActivationQuantizer
 from .fused_attention import fused_attention
-from .fusion import may_fuse
+from .fusion import is_traced, may_fuse
 from .layers import quantize_for_layers
 from .recomputed import note_windows
 
@@ -57,7 +58,12 @@ def quantized_attention(
         return quantizers[name](x) if quantizers is not None and name in quantizers else x
 
     query, key, value = quantized("query", query), quantized("key", key), quantized("value", value)
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = torch.matmul(query, key.transpose(2, 3))
+    if is_traced(scores) and not (dropout and module.training) and _is_replaceable(quantizers, "probabilities"):
+        scaled = quantizers["probabilities"].scaled()
+        probabilities = traced.quantize_softmax(scores, attention_mask, scaling, scaled)
+        return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
+    scores = scores * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -75,6 +81,10 @@ def _is_fusable(quantizers: nn.ModuleDict, dropout: float, *tensors: Tensor) -> 
             for name in QUANTIZED_TENSORS
         )
     )
+
+
+def _is_replaceable(quantizers: nn.ModuleDict | None, name: str) -> bool:
+    return quantizers is not None and name in quantizers and traced.may_replace(quantizers[name])
 
 
 def quantize_shared_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

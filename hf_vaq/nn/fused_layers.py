@@ -207,6 +207,10 @@ class _Conv2d:
 
 def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, operation: _Linear | _Conv2d) -> Tensor:
     dtype = autocast_dtype(x)
+    if bias is not None and dtype == torch.bfloat16 and isinstance(operation, _Linear):
+        # PyTorch's product with bias copies the bias to every row first; here it joins what reads the result.
+        product = _Product.apply(x.to(dtype), weight.to(dtype), None, operation)
+        return (product + bias.to(torch.float32)).to(dtype)
     return _Product.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), operation)
 
 

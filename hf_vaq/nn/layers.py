@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import fused_layers
+from . import fused_layers, traced
 from .activation_quantizer import ActivationQuantizer
 from .fusion import is_traced, is_untouched, may_fuse
 from .packed import PackedActivationQuantizer
+from .recomputed import traced_gelu_argument
 from .weight_quantizer import WeightQuantizer
 
 ORIGIN = "_quantized_from"
@@ -77,8 +78,14 @@ class QuantLinear(QuantizedOperands, nn.Linear):
         """(..., in_features) to (..., out_features)."""
         if self.is_fusable(x):
             return fused_layers.linear(x, **self.fused_operands(x))
-        product = fused_layers.traced_linear if self.is_traced(x) else F.linear
-        return product(self.quantized_input(x), self.quantized_weight(), self.bias)
+        if not self.is_traced(x):
+            return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+        argument = traced_gelu_argument(x) if torch.is_autocast_enabled(x.device.type) else None
+        if argument is not None and traced.may_replace(self.input_quantizer):
+            quantized = traced.quantize_gelu(argument, self.input_quantizer.scaled())
+        else:
+            quantized = self.quantized_input(x)
+        return fused_layers.traced_linear(quantized, self.quantized_weight(), self.bias)
 
 
 class QuantConv2d(QuantizedOperands, nn.Conv2d):

@@ -21,6 +21,8 @@ from .fusion import is_untouched
 
 _SOURCE = "_computed_from"
 """Attribute of a tensor that quantized layers read: its `Source`, and the tensor's version when that was noted."""
+_TRACED_GELU = "_traced_gelu_of"
+"""Attribute of a result of GELU while a model is being compiled: the argument."""
 _WINDOWS = "_windows_from"
 """Attribute of an attention from the call of its layer to its own: the layer, its input and the size of the image."""
 
@@ -100,8 +102,15 @@ def source_of(x: Tensor) -> Source | None:
 
 def remember_gelu(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
     """Forward hook of an exact GELU."""
-    if _may_recompute(output, args[0]):
+    if torch.compiler.is_compiling():
+        setattr(output, _TRACED_GELU, args[0])
+    elif _may_recompute(output, args[0]):
         _note(output, Source(args[0], None, None, Gelu()))
+
+
+def traced_gelu_argument(x: Tensor) -> Tensor | None:
+    """What `x` is the exact GELU of, in a model that is being compiled; None if it is not known to be one."""
+    return getattr(x, _TRACED_GELU, None)
 
 
 def remember_norm(module: nn.LayerNorm, args: tuple[Tensor, ...], output: Tensor) -> None:

@@ -11,7 +11,8 @@ from ..numerics.groups import ScaleGroups
 from ..numerics.levels import integer_range
 from ..numerics.log_scale import log_from_scale, scale_from_log
 from ..numerics.scale_init import least_squares_scale, statistics_scale
-from .fused_layers import Scaled, quantize, traced_quantize
+from . import traced
+from .fused_layers import Scaled, quantize
 from .fusion import is_traced, may_fuse
 
 
@@ -59,7 +60,7 @@ class WeightQuantizer(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Fake-quantized weight, in shape and type of `weight`."""
         if is_traced(weight):
-            return traced_quantize(weight, self.scaled(weight))
+            return traced.quantize(weight, self.scaled(weight), written=True)
         if self.fused and may_fuse(weight):
             return quantize(weight, self.scaled(weight))
         scale = self.scale(weight)

@@ -93,7 +93,7 @@ def fused_gradients(
     layout = _Layout(x, quantization.groups)
     constants = _constants(quantization, x.numel(), x.device)
     flat = layout.flat(grad)
-    tensors, rule = (flat, layout.flat(x), *layout.per_group(scale, offset), constants), _rule(quantization)
+    tensors, rule = (flat, layout.flat(x), *layout.per_group(scale, offset), constants), factor_rule(quantization)
     if overwrite and has_room(x.device) and grad.dtype is x.dtype and flat.data_ptr() == grad.data_ptr():
         return layout.restore(flat), *_backward_in_place(tensors, (rule,))
     grad_x, grad_log_scale, grad_offset = _backward(tensors, (rule,))
@@ -127,7 +127,7 @@ def fused_head_gradients(
     """Gradients for `fused_quantize_heads`, by `x` in its memory order, and by the logarithmic scale parameter."""
     constants = _constants(quantization, x.numel(), x.device)
     grad_x, grad_log_scale = _heads_backward(
-        (grad, x.transpose(1, 2), _per_head(scale), constants), (_rule(quantization),)
+        (grad, x.transpose(1, 2), _per_head(scale), constants), (factor_rule(quantization),)
     )
     return grad_x.transpose(1, 2), grad_log_scale
 
@@ -148,14 +148,15 @@ def fused_softmax_gradients(
         Gradients by the scores, in the type of `grad`, and by the logarithmic scale parameter.
     """
     constants = _constants(quantization, probabilities.numel(), probabilities.device, scaling)
-    return _softmax_backward((grad, probabilities, _per_head(scale), constants), (_rule(quantization),))
+    return _softmax_backward((grad, probabilities, _per_head(scale), constants), (factor_rule(quantization),))
 
 
 def _per_head(scale: Tensor) -> Tensor:
     return scale.reshape(()) if scale.numel() == 1 else scale.view(-1, 1)
 
 
-def _rule(quantization: Quantization) -> str:
+def factor_rule(quantization: Quantization) -> str:
+    """How `gradient_factor` finds the factor on gradients of scale and offset."""
     if quantization.factor != "l1":
         return quantization.factor
     if quantization.weight:
@@ -172,7 +173,7 @@ def _constants(
     is what is wanted.
     """
     if torch.compiler.is_compiling():
-        return _constant_values(quantization, numel, scaling)
+        return constant_values(quantization, numel, scaling)
     return _constant_tensor(quantization, numel, device, scaling)
 
 
@@ -180,10 +181,11 @@ def _constants(
 def _constant_tensor(quantization: Quantization, numel: int, device: torch.device, scaling: float) -> Tensor:
     # Made outside of inference mode even when first asked for inside: it may be used in training later.
     with torch.inference_mode(False):
-        return torch.tensor(_constant_values(quantization, numel, scaling), dtype=torch.float32, device=device)
+        return torch.tensor(constant_values(quantization, numel, scaling), dtype=torch.float32, device=device)
 
 
-def _constant_values(quantization: Quantization, numel: int, scaling: float) -> tuple[float, ...]:
+def constant_values(quantization: Quantization, numel: int, scaling: float = 1.0) -> tuple[float, ...]:
+    """Limits, the gradient factor as far as it is a constant, number of groups, and `scaling`."""
     qn, qp = integer_range(quantization.bits, quantization.signed)
     count = quantization.groups.count
     factor = (numel / count * qp) ** -0.5
@@ -244,7 +246,7 @@ def _quantized(x: Tensor, scale: Tensor, offset: Tensor | None, constants: Tenso
     return codes * scale if offset is None else codes * scale + offset
 
 
-def _slopes(x: Tensor, scale: Tensor, offset: Tensor | None, constants: Tensor) -> tuple[Tensor, Tensor]:
+def slopes(x: Tensor, scale: Tensor, offset: Tensor | None, constants: Tensor) -> tuple[Tensor, Tensor]:
     """Where values are inside the range, and the derivative of the quantized value by the scale."""
     v = _normalized(x, scale, offset)
     inside = (v > constants[0]) & (v < constants[1])
@@ -258,14 +260,15 @@ def _reduced(x: Tensor, scale: Tensor) -> list[int]:
     return [0, 2] if x.dim() == 3 else [1]
 
 
-def _chain(grad_scale: Tensor, x: Tensor, scale: Tensor, constants: Tensor, rule: str, dims: list[int]) -> Tensor:
+def chain_rule(grad_scale: Tensor, x: Tensor, scale: Tensor, constants: Tensor, rule: str, dims: list[int]) -> Tensor:
     """From the sum over the slopes to the gradient of the logarithmic parameter, (groups,)."""
-    grad_scale = grad_scale * _factor(x, constants, rule, dims)
+    grad_scale = grad_scale * gradient_factor(x, constants, rule, dims)
     position = scale.reshape(grad_scale.shape).log() / LOG_BOUND  # = tanh(l / B)
     return grad_scale * scale.reshape(grad_scale.shape) * (1 - position * position)
 
 
-def _factor(x: Tensor, constants: Tensor, rule: str, dims: list[int]) -> Tensor:
+def gradient_factor(x: Tensor, constants: Tensor, rule: str, dims: list[int]) -> Tensor | float:
+    """What multiplies the gradients of scale and offset, see `factor_rule`."""
     if rule == "numel":
         return constants[2]
     l1_norm = x.to(torch.float32).abs()
@@ -282,15 +285,15 @@ def _forward_into_function(x, scale, offset, constants, result):
 
 
 def _backward_function(gradient, x, scale, offset, constants, rule):
-    inside, slope = _slopes(x, scale, offset, constants)
+    inside, slope = slopes(x, scale, offset, constants)
     grad = gradient.to(torch.float32)
     grad_scale = grad_offset = None
     if rule != "none":
         dims = _reduced(x, scale)
-        grad_scale = _chain((slope * grad).sum(dims).reshape(-1), x, scale, constants, rule, dims)
+        grad_scale = chain_rule((slope * grad).sum(dims).reshape(-1), x, scale, constants, rule, dims)
         if offset is not None:
             clipped = torch.where(inside, 0.0, grad).sum(dims).reshape(-1)
-            grad_offset = clipped * _factor(x, constants, rule, dims)
+            grad_offset = clipped * gradient_factor(x, constants, rule, dims)
     grad_x = torch.where(inside, grad, 0.0)
     return grad_x.to(x.dtype), grad_scale, grad_offset
 
@@ -310,24 +313,24 @@ def _heads_forward_into_function(x, scale, constants, result):
 
 
 def _heads_backward_function(grad, x, scale, constants, rule):
-    inside, slope = _slopes(x, scale, None, constants)
+    inside, slope = slopes(x, scale, None, constants)
     grad = grad.transpose(1, 2).to(torch.float32)
     grad_x = torch.where(inside, grad, 0.0).to(x.dtype)
     if rule == "none":
         return grad_x, None
     dims = [0, 1, 2, 3] if scale.dim() == 0 else [0, 1, 3]
-    return grad_x, _chain((slope * grad).sum(dims).reshape(-1), x, scale, constants, rule, dims)
+    return grad_x, chain_rule((slope * grad).sum(dims).reshape(-1), x, scale, constants, rule, dims)
 
 
 def _softmax_backward_function(gradient, probabilities, scale, constants, rule):
     scale = scale if scale.dim() == 0 else scale.unsqueeze(1)
-    inside, slope = _slopes(probabilities, scale, None, constants)
+    inside, slope = slopes(probabilities, scale, None, constants)
     grad, p = gradient.to(torch.float32), probabilities.to(torch.float32)
     grad_p = torch.where(inside, grad, 0.0)
     dims = [0, 1, 2, 3] if scale.dim() == 0 else [0, 2, 3]
     grad_log_scale = None
     if rule != "none":
-        grad_log_scale = _chain((slope * grad).sum(dims).reshape(-1), p, scale, constants, rule, dims)
+        grad_log_scale = chain_rule((slope * grad).sum(dims).reshape(-1), p, scale, constants, rule, dims)
     grad_scores = (grad_p - (grad_p * p).sum(-1, keepdim=True)) * p * constants[4]
     return grad_scores.to(gradient.dtype), grad_log_scale
 
