@@ -63,7 +63,7 @@ def traced_quantize(x: Tensor, scaled: Scaled) -> Tensor:
     By itself it would keep quantized operands of products beside what they were quantized from. A checkpointed region
     is the way to have them computed again. Under autocast operands take half the memory, and are left to the compiler.
     """
-    if autocast_dtype(x) is not x.dtype:
+    if torch.is_autocast_enabled(x.device.type):
         return quantize(x, scaled)
     return checkpoint(_contiguously_quantized, x, scaled, use_reentrant=False, preserve_rng_state=False)
 
