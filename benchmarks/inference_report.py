@@ -15,7 +15,7 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib.figure import Figure
-from reporting import RESULTS
+from reporting import RESULTS, markdown_table, write_section
 
 from hf_vaq.analysis.figures.style import LIGHT, Theme, styled
 
@@ -33,17 +33,8 @@ def main() -> None:
     with styled(LIGHT), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hf_vaq"}):
         FIGURE.parent.mkdir(exist_ok=True)
         draw(measured).savefig(FIGURE, format="svg", metadata={"Date": None})
-    PAGE.write_text(insert(PAGE.read_text(), tables(measured)))
+    write_section(PAGE, BEGIN, END, tables(measured))
     print(f"{FIGURE.relative_to(DOCS.parent)}\n{PAGE.relative_to(DOCS.parent)}")
-
-
-def insert(page: str, text: str) -> str:
-    """Replace what stands between the marks of a page."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name} has no lines {BEGIN!r} and {END!r}.")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
 def draw(measured: dict, theme: Theme = LIGHT) -> Figure:
@@ -109,7 +100,7 @@ def _timing(timing: dict) -> str:
             cells += [f"{row['milliseconds'][1]:.1f}", f"{median:.2f} ({low:.2f} to {high:.2f})"]
         size_bytes = first[name]["size_bytes"]
         rows.append([name, *cells, "" if size_bytes is None else f"{size_bytes / 1e6:.2f}"])
-    lines = [_markdown(rows), ""]
+    lines = [markdown_table(rows), ""]
     for size in sizes:
         part = timing[size]
         others = "unknown" if part["foreign_cores"] is None else f"{part['foreign_cores']:.2f} cores"
@@ -132,7 +123,7 @@ def _memory(memory: dict) -> str:
             [f"{use['loading'] / 1e6:.1f}", *(f"{use['running'][size] / 1e6:.1f}" for size in sizes)] if use else []
         )
         rows.append([name, f"{row['size_bytes'] / 1e6:.2f}", f"1 / {row['float_size_over_own']:.1f}", *peaks])
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def _profile(profile: dict) -> str:
@@ -152,12 +143,7 @@ def _profile(profile: dict) -> str:
     floor = ", ".join(
         f"{profile[size]['memory_floor_ms']:.2f} ms at batch {size}" for size in sorted(profile, key=int)
     )
-    return f"{_markdown(rows)}\n\nMoving weights, inputs and outputs of the packed layers once takes {floor}."
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], f"|---|{'---:|' * (len(rows[0]) - 1)}", *lines[1:]])
+    return f"{markdown_table(rows)}\n\nMoving weights, inputs and outputs of the packed layers once takes {floor}."
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: the machine they ran on, their results file, the data that is not shipped."""
+"""What the benchmark scripts share: results files, tables for the documentation, the data that is not shipped."""
 
 from __future__ import annotations
 
@@ -22,6 +22,25 @@ def write_results(name: str, measured: Any) -> Path:
     content = {"command": command, "machine": machine(), "measured": measured}
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """A header and rows; all columns but the first hold numbers."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], f"|---|{'---:|' * (len(rows[0]) - 1)}", *lines[1:]])
+
+
+def write_section(page: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between the lines `begin` and `end` of a page.
+
+    Raises:
+        ValueError: if the page has no such lines.
+    """
+    before, found_begin, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"{page.name} has no lines {begin!r} and {end!r}.")
+    page.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
 
 
 def data_folder(*parts: str) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reporting import RESULTS, markdown_table, write_section
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     DeiTConfig,
@@ -29,7 +30,6 @@ from transformers import (
 from hf_vaq.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- computed by benchmarks/scaling_costs.py -->", "<!-- end -->"
 
@@ -59,8 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     text = tables()
     if arguments.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_section(PAGE, BEGIN, END, text)
         print(f"written to {PAGE.relative_to(ROOT)}")
     else:
         print(text)
@@ -109,7 +108,7 @@ def recipe_table() -> str:
                 hours = "not measured" if time is None else f"{IMAGENET_1K * time / 3.6e6:,.0f} h"
                 row.append(hours if time is None or is_measured(model) else f"~ {hours}")
         rows.append(row)
-    return markdown(rows)
+    return markdown_table(rows)
 
 
 def family(model: str) -> tuple[str, str, int]:
@@ -170,7 +169,7 @@ def input_table() -> str:
         f" decodes it and cuts {crops} crops in {stored * crops:.2f} ms; it reads the labels of an image in"
         f" {reading:.3f} ms, and the labels of a crop, read and spread over all classes, take {recovering:.3f} ms.\n"
     )
-    return f"{markdown(rows)}{note}\n{markdown(stores)}"
+    return f"{markdown_table(rows)}\n{note}\n{markdown_table(stores)}"
 
 
 def communication_table() -> str:
@@ -186,13 +185,7 @@ def communication_table() -> str:
         speeds = [f"{ddp * 8 / speed / 1e9 * 1000:,.1f} ms" for speed in (10, 100, 400)]
         sizes = [f"{parameters / 1e6:.1f} M", f"{ddp / 1e6:,.0f} MB", f"{fsdp / 1e6:,.0f} MB"]
         rows.append([f"`{model.partition('/')[2]}`", *sizes, *speeds])
-    return markdown(rows)
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """A Markdown table of a header and rows."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+    return markdown_table(rows)
 
 
 if __name__ == "__main__":

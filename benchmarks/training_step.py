@@ -12,7 +12,8 @@ Peers are run if they can be imported, and named if not: torchao (int8 activatio
 brevitas (learned scales, Linears only; attention is not quantized by either).
 
     python benchmarks/training_step.py                      # everything
-    python benchmarks/training_step.py --models swin-t      # one model; the other one stays in the results
+    python benchmarks/training_step.py --models swin-t      # one model; the other one stays in the results, as do
+                                                            # candidates that are not measured
     python benchmarks/training_step.py --quick      # DeiT-T, few candidates, three rounds; writes nothing
 
 The script starts itself again with a fixed mmap threshold of glibc's allocator, see `environment.py`.
@@ -82,6 +83,8 @@ def main() -> None:
         rows = measure_model(model, names, arguments)
         if not arguments.quick:
             parts = {"quantizers": quantizers, "weight_passes": weight_passes}
+            kept = {row["candidate"]: row for row in earlier().get(model, [])}
+            rows = list({**kept, **{row["candidate"]: row for row in rows}}.values())
             measured = {**earlier(), "not_installed": absent, **parts, model: rows}
             print(f"written to {write_results('training_step', measured)}")
 

@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 def script():
     spec = importlib.util.spec_from_file_location("scaling_costs", ROOT / "benchmarks" / "scaling_costs.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")  # as for a script that is run
+        spec.loader.exec_module(module)
     return module
 
 

@@ -346,9 +346,7 @@ class _Layer(torch.autograd.Function):
             if settings.inputs is None or settings.quantized_before:
                 grads[0] = grad_x.to(x_type)
             else:
-                grads[0], grads[4], grads[6] = fused_gradients(
-                    grad_x, x, scale, offset, settings.inputs, overwrite=True
-                )
+                grads[0], grads[4], grads[6] = fused_gradients(grad_x, x, scale, offset, settings.inputs)
                 if isinstance(settings.computed_by, Gelu):
                     torch.ops.aten.gelu_backward.grad_input(grads[0], kept, grad_input=grads[0])
         return tuple(grads)

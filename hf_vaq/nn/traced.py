@@ -29,8 +29,8 @@ def quantize(x: Tensor, scaled: Scaled, written: bool = False) -> Tensor:
         written: whether the gradient of `x` is written as it is, as that of a weight; else it is taken to be the
             result of a LayerNorm. Of tensors of four dimensions (queries, patches) neither is said.
     """
-    # Queries, keys and values are read transposed. Of such a tensor Inductor (seen in PyTorch 2.15, on CPUs) writes sums
-    # of rows past the end of memory if their number is no multiple of a vector.
+    # Queries, keys and values are read transposed. Of such a tensor Inductor (seen in PyTorch 2.15, on CPUs) writes
+    # sums of rows past the end of memory if their number is no multiple of a vector.
     if scaled.quantization.groups.count > 1 or x.dim() > 3 or not torch.is_autocast_enabled(x.device.type):
         return traced_quantize(x, scaled)  # in float32 less is kept so
     return _Quantize.apply(x, *scaled, not written)

@@ -75,7 +75,6 @@ def fused_gradients(
     scale: Tensor,
     offset: Tensor | None,
     quantization: Quantization,
-    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients by `x`, by the logarithmic scale parameter (see `scale_from_log`) and by the offset.
 
@@ -85,18 +84,16 @@ def fused_gradients(
         scale: (groups,).
         offset: (groups,), or none.
         quantization: the rest. With `factor="none"` there are no gradients by scale and offset.
-        overwrite: whether `grad` is needed no more, so that the first result may take its place.
 
     Returns:
         The first in type, shape and memory order of `x`, the others float32, (groups,).
     """
     layout = _Layout(x, quantization.groups)
     constants = _constants(quantization, x.numel(), x.device)
-    flat = layout.flat(grad)
-    tensors, rule = (flat, layout.flat(x), *layout.per_group(scale, offset), constants), factor_rule(quantization)
-    if overwrite and has_room(x.device) and grad.dtype is x.dtype and flat.data_ptr() == grad.data_ptr():
-        return layout.restore(flat), *_backward_in_place(tensors, (rule,))
-    grad_x, grad_log_scale, grad_offset = _backward(tensors, (rule,))
+    grad_x, grad_log_scale, grad_offset = _backward(
+        (layout.flat(grad), layout.flat(x), *layout.per_group(scale, offset), constants),
+        (factor_rule(quantization),),
+    )
     return layout.restore(grad_x), grad_log_scale, grad_offset
 
 
@@ -298,12 +295,6 @@ def _backward_function(gradient, x, scale, offset, constants, rule):
     return grad_x.to(x.dtype), grad_scale, grad_offset
 
 
-def _backward_in_place_function(gradient, x, scale, offset, constants, rule):
-    grad_x, grad_log_scale, grad_offset = _backward_function(gradient, x, scale, offset, constants, rule)
-    gradient.copy_(grad_x)
-    return grad_log_scale, grad_offset
-
-
 def _heads_forward_function(x, scale, constants, dtype):
     return _quantized(x, scale, None, constants).to(dtype).transpose(1, 2).contiguous()
 
@@ -338,7 +329,6 @@ def _softmax_backward_function(gradient, probabilities, scale, constants, rule):
 _forward = CompiledKernel(_forward_function)
 _forward_into = CompiledKernel(_forward_into_function)
 _backward = CompiledKernel(_backward_function)
-_backward_in_place = CompiledKernel(_backward_in_place_function)
 _heads_forward = CompiledKernel(_heads_forward_function)
 _heads_forward_into = CompiledKernel(_heads_forward_into_function)
 _heads_backward = CompiledKernel(_heads_backward_function)

@@ -1,0 +1,56 @@
+"""The tables of docs/training_speed.md from results/training_step.json.
+
+python benchmarks/training_report.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from reporting import RESULTS, markdown_table, write_section
+
+PAGE = Path(__file__).parents[1] / "docs" / "training_speed.md"
+BEGIN, END = "<!-- tables of benchmarks/training_report.py: begin -->", "<!-- end -->"
+MODELS = {"deit-t": "DeiT-T, batch 16", "swin-t": "Swin-T, batch 4"}
+
+
+def main() -> None:
+    """Write the tables."""
+    measured = json.loads((RESULTS / "training_step.json").read_text())["measured"]
+    tables = [step_table(measured, model, title) for model, title in MODELS.items() if model in measured]
+    write_section(PAGE, BEGIN, END, "\n\n".join([*tables, weights_table(measured["weight_passes"])]))
+    print(PAGE.name)
+
+
+def step_table(measured: dict[str, Any], model: str, title: str) -> str:
+    """Time and memory of every candidate."""
+    rows = [[title, "time", "quartiles", "ms", "tensors at the peak", "MB", "resident at the peak", "MB"]]
+    for row in measured[model]:
+        low, high = row["time_ratio_quartiles"]
+        cells = [
+            row["candidate"],
+            f"{row['time_ratio']:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{row['milliseconds']:.0f}",
+        ]
+        if "memory_bytes" in row:
+            memory = row["memory_bytes"]
+            for ratio, what in (("tensors_ratio", "live"), ("memory_ratio", "growth")):
+                cells += [f"{row[ratio]:.2f}", f"{(memory['persistent'] + memory[what]) / 1e6:.0f}"]
+        rows.append(cells + [""] * (len(rows[0]) - len(cells)))
+    return markdown_table(rows)
+
+
+def weights_table(measured: list[dict[str, Any]]) -> str:
+    """The passes over all weights."""
+    names = list(measured[0]["milliseconds"])
+    rows = [["all weights, W4A4, ms", *names]]
+    for row in measured:
+        rows.append([MODELS[row["model"]].split(",")[0], *(f"{row['milliseconds'][name]:.1f}" for name in names)])
+    return markdown_table(rows)
+
+
+if __name__ == "__main__":
+    main()
