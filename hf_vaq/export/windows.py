@@ -48,7 +48,7 @@ class ExportedSwinLayer(nn.Module):
         if not always_partition:
             layer.set_shift_and_window_size(input_dimensions)
         batch, tokens, channels = hidden_states.shape
-        order, (rows, columns) = window_order(layer, *input_dimensions, padding=tokens)
+        order, (rows, columns) = window_order(*input_dimensions, layer.window_size, layer.shift_size, padding=tokens)
         order = order.flatten()
         x = layer.layernorm_before(hidden_states)
         if len(order) > tokens:

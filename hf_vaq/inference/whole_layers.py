@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ..integration.families import LAYER_NORMS, residual_factors
 from ..nn import PackedActivationQuantizer, PackedLinear
 from ..nn.attention import QUANTIZED_TENSORS, quantize_shared_input
-from ..nn.recomputed import remember_gelu, remember_norm
 from .attention import asks_for_probabilities, can_be_coded, scales_and_levels
 from .backends import integer_backend
 from .gemm import FoldedProduct, ScaledWeight
@@ -213,7 +212,7 @@ def _rebuild(stock: type[nn.Module], form: type[_WholeLayer]) -> nn.Module:
 def _own_hooks(module: nn.Module) -> int:
     """How many hooks of `module` are those that quantizing it put there."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return sum(hook in (quantize_shared_input, remember_gelu, remember_norm) for hook in hooks)
+    return sum(hook is quantize_shared_input for hook in hooks)
 
 
 def _is_packed(layer: nn.Module) -> bool:

@@ -23,7 +23,7 @@ def shifted_windows(layer: nn.Module, height: int, width: int) -> WindowsKernel 
     bias = layer.attention.relative_position_bias()
     if bias.shape[-1] != layer.window_size**2:
         return None
-    source, padded = window_order(layer, height, width, padding=-1)
+    source, padded = window_order(height, width, layer.window_size, layer.shift_size)
     mask = layer.get_attn_mask(*padded, dtype=torch.float32, device=source.device)
     if mask is None:
         return WindowsKernel(height * width, source, mask=bias)

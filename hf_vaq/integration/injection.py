@@ -20,9 +20,10 @@ from ..nn import (
 from ..nn.attention import quantize_shared_input
 from ..nn.fusion import set_fusion
 from ..nn.packed import convolution_geometry, packed_like
-from ..nn.recomputed import remember_gelu, remember_norm, remember_windows
+from ..nn.recomputed import remember_gelu, remember_norm
 from . import families
 from .plan import ActivationSpec, Plan, WeightSpec
+from .windows import note_windows, remember_windows
 
 ActivationFactory = Callable[[ActivationSpec], nn.Module]
 
@@ -73,8 +74,20 @@ def _remember_sources(model: PreTrainedModel, plan: Plan) -> None:
                 continue
             if relative == ("attention",) and families.has_windows(module):
                 module.register_forward_pre_hook(remember_windows, with_kwargs=True)
+                # Before the hook that quantizes them.
+                module.attention.register_forward_pre_hook(note_windows, with_kwargs=True, prepend=True)
             else:
                 norm.register_forward_hook(remember_norm)
+
+
+def forget_sources(model: nn.Module) -> None:
+    """Take those hooks away, from a model that is not to be trained."""
+    ours = remember_gelu, remember_norm, remember_windows, note_windows
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if hook in ours]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def _is_plain_norm(norm: nn.Module | None) -> bool:

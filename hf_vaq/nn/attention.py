@@ -12,7 +12,6 @@ from .activation_quantizer import ActivationQuantizer
 from .fused_attention import fused_attention
 from .fusion import is_traced, may_fuse
 from .layers import quantize_for_layers
-from .recomputed import note_windows
 
 QUANTIZED_TENSORS = ("query", "key", "value", "probabilities")
 
@@ -89,9 +88,7 @@ def _is_replaceable(quantizers: nn.ModuleDict | None, name: str) -> bool:
 
 def quantize_shared_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Forward pre-hook: quantize the hidden states once, for all the layers of `module` that read them."""
-    hidden_states = args[0] if args else kwargs["hidden_states"]
-    note_windows(module, hidden_states)
-    hidden_states = quantize_for_layers(hidden_states, module.input_quantizer)
     if args:
-        return (hidden_states, *args[1:]), kwargs
+        return (quantize_for_layers(args[0], module.input_quantizer), *args[1:]), kwargs
+    hidden_states = quantize_for_layers(kwargs["hidden_states"], module.input_quantizer)
     return args, {**kwargs, "hidden_states": hidden_states}

@@ -1,11 +1,14 @@
 """What fused layers compute again instead of keeping it: to the same bits, once, and only if it was not written to."""
 
+import copy
+
 import pytest
 import torch
 from helpers import build, images
 from torch.nn import functional
 
-from hf_vaq import QuantConfig, calibrate, quantize
+from hf_vaq import QuantConfig, calibrate, pack, quantize
+from hf_vaq.integration.windows import remember_windows, window_order
 from hf_vaq.nn import recomputed
 from hf_vaq.nn.fusion import set_fusion
 from hf_vaq.nn.recomputed import LayerNorm
@@ -57,9 +60,7 @@ def test_no_result_of_a_layer_norm_that_layers_read_is_kept(family):
     without = bytes_kept(model)
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [
-                k for k, hook in hooks.items() if hook in (recomputed.remember_norm, recomputed.remember_windows)
-            ]:
+            for key in [k for k, hook in hooks.items() if hook in (recomputed.remember_norm, remember_windows)]:
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
     assert len(sizes) == len(norms) >= 4
@@ -86,9 +87,18 @@ def test_windows_computed_again_have_the_bits_of_those_the_attention_got(shifted
     x = torch.randn(2, height * width, layer.layernorm_before.normalized_shape[0])
     layer(x, (height, width))
     norm = layer.layernorm_before
-    operation = LayerNorm(norm.eps, (height, width, layer.window_size, layer.shift_size))
+    operation = LayerNorm(norm.eps, window_order(height, width, layer.window_size, layer.shift_size)[0])
     assert (layer.shift_size > 0) == shifted
     assert torch.equal(operation(x, norm.weight, norm.bias), found[0])
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_a_packed_copy_holds_nothing_for_a_backward_pass(family):
+    packed = pack(fused(family).eval())
+    packed(pixel_values=images())  # gradients are recorded: not everybody says no_grad
+    copy.deepcopy(packed)  # would refuse an activation that a module still holds
+    hooks = {hook for module in packed.modules() for hook in module._forward_hooks.values()}
+    assert not hooks & {recomputed.remember_gelu, recomputed.remember_norm}
 
 
 def test_a_result_that_was_written_to_is_kept_itself():
