@@ -13,7 +13,7 @@ from .calibration import check_calibrated
 from .config import QuantConfig
 from .inference.execution import set_execution
 from .integration.in_memory import attach
-from .integration.injection import forget_sources
+from .integration.injection import remove_training_hooks
 from .integration.quantizer import VaqQuantizer
 from .nn import (
     ActivationQuantizer,
@@ -50,7 +50,7 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
     # Twins entered into the memo of deepcopy take the place of the originals, whose latent weights are never copied.
     twins = {id(module): twin for module in model.modules() if (twin := _packed_twin(module)) is not None}
     packed = copy.deepcopy(model, twins)
-    forget_sources(packed)
+    remove_training_hooks(packed)
     config = copy.deepcopy(config)
     config.packed = True
     attach(packed, VaqQuantizer(config, pre_quantized=True))

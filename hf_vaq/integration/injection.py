@@ -23,6 +23,7 @@ from ..nn.packed import convolution_geometry, packed_like
 from ..nn.recomputed import remember_gelu, remember_norm
 from . import families
 from .plan import ActivationSpec, Plan, WeightSpec
+from .score_masks import write_bias, write_mask
 from .windows import note_windows, remember_windows
 
 ActivationFactory = Callable[[ActivationSpec], nn.Module]
@@ -57,6 +58,7 @@ def inject(model: PreTrainedModel, plan: Plan, config: QuantConfig) -> None:
         )
     if not config.packed:
         _remember_sources(model, plan)
+        _write_score_masks(model)
     set_fusion(model)
 
 
@@ -80,9 +82,18 @@ def _remember_sources(model: PreTrainedModel, plan: Plan) -> None:
                 norm.register_forward_hook(remember_norm)
 
 
-def forget_sources(model: nn.Module) -> None:
+def _write_score_masks(model: PreTrainedModel) -> None:
+    """Let position biases and masks of windows be written to memory where the whole model is compiled."""
+    for module in model.modules():
+        bias = getattr(module, "relative_position_bias", None)
+        if isinstance(bias, nn.Module):
+            bias.register_forward_hook(write_bias)
+            module.register_forward_pre_hook(write_mask, with_kwargs=True)
+
+
+def remove_training_hooks(model: nn.Module) -> None:
     """Take those hooks away, from a model that is not to be trained."""
-    ours = remember_gelu, remember_norm, remember_windows, note_windows
+    ours = remember_gelu, remember_norm, remember_windows, note_windows, write_bias, write_mask
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if hook in ours]:

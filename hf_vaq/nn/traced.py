@@ -16,6 +16,7 @@ from ..numerics.traced import (
     traced_gradients,
     traced_probabilities,
     traced_softmax_gradients,
+    written_flat,
 )
 from .fused_layers import Scaled, traced_quantize
 
@@ -50,6 +51,22 @@ def quantize_gelu(argument: Tensor, scaled: Scaled) -> Tensor:
 def quantize_softmax(scores: Tensor, mask: Tensor | None, scaling: float, scaled: Scaled) -> Tensor:
     """Fake-quantized softmax of `scores * scaling + mask` over the last dimension; type of `scores`, one scale."""
     return _QuantizeSoftmax.apply(scores, mask, scaling, scaled.log_scale, scaled.scale, scaled.quantization)
+
+
+def written(x: Tensor) -> Tensor:
+    """`x`, which the compiler writes to memory, rather than make it again wherever it is read."""
+    return _Written.apply(x)
+
+
+class _Written(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return written_flat(x.reshape(-1)).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad
 
 
 class _Quantize(torch.autograd.Function):

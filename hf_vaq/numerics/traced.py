@@ -41,15 +41,9 @@ def traced_gradients(
     inside, slope = slopes(x, scale, offset, constants)
     grad_x = torch.where(inside, grad, 0.0).to(x.dtype)
     if not by_rows:
-        grad_x = _written(grad_x)
+        grad_x = written_flat(grad_x)
     sums = _gradients_of_quantizer(grad, inside, slope, x, scale, offset, constants, quantization, by_rows)
     return grad_x.reshape(shape), *sums
-
-
-def traced_gelu(x: Tensor) -> Tensor:
-    """Exact GELU in float32."""
-    x = x.to(torch.float32)
-    return x * 0.5 * (1 + torch.erf(x * sqrt(0.5)))
 
 
 def traced_gelu_gradients(
@@ -59,11 +53,11 @@ def traced_gelu_gradients(
     shape, grad, argument = argument.shape, grad.to(torch.float32).reshape(-1), argument.detach().reshape(-1)
     scale, offset = scale.reshape(()), None if offset is None else offset.reshape(())
     constants = constant_values(quantization, argument.numel())
-    values = traced_gelu(argument)
-    inside, slope = slopes(values, scale, offset, constants)
     x = argument.to(torch.float32)
-    derivative = 0.5 * (1 + torch.erf(x * sqrt(0.5))) + x * torch.exp(-0.5 * x * x) / sqrt(2 * torch.pi)
-    grad_argument = _written((torch.where(inside, grad, 0.0) * derivative).to(argument.dtype))
+    distribution = 0.5 * (1 + torch.erf(x * sqrt(0.5)))
+    values, derivative = x * distribution, distribution + x * torch.exp(-0.5 * x * x) * (1 / sqrt(2 * torch.pi))
+    inside, slope = slopes(values, scale, offset, constants)
+    grad_argument = written_flat((torch.where(inside, grad, 0.0) * derivative).to(argument.dtype))
     sums = _gradients_of_quantizer(grad, inside, slope, values, scale, offset, constants, quantization, False)
     return grad_argument.reshape(shape), *sums
 
@@ -154,7 +148,7 @@ def _gradients_of_quantizer(
     return grad_log_scale, clipped * gradient_factor(x, constants, rule, everything)
 
 
-def _written(x: Tensor) -> Tensor:
+def written_flat(x: Tensor) -> Tensor:
     """`x`, (n,), which the compiler writes to memory here: this view is one that it does not look through.
 
     One dimension, because the view is one of memory, and of several dimensions the compiler would choose the order.

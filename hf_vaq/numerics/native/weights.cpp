@@ -58,147 +58,157 @@ inline float clamped(float v, float lowest, float highest) {
 }
 inline float rounded(float v) { return (v + 12582912.0f) - 12582912.0f; }
 
-// Levels and distances to them of a block; returns the sum of squared distances of the clipped weights.
-float distances(const Group& group, const float* values, int64_t count, float* level, float* distance) {
-  const float scale = group.scale, lowest = group.lowest, highest = group.highest;
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < count; i++) {
-    const float v = clamped(values[i] / scale, lowest, highest), r = rounded(v), clipped = (v - r) * scale;
-    level[i] = r;
-    distance[i] = values[i] - r * scale;
-    sum += clipped * clipped;
-  }
-  return sum;
-}
-
-struct Moments {
-  double count = 0, sum = 0, squares = 0;
+struct Bin {
+  double count = 0, sum = 0;  // of its weights, and of their distances to the level
 };
 
-// As many numbers as a register of this processor holds; sums and counts of some of them. (Vectors are an extension of
-// GCC and Clang; of AVX-512's masked sums neither makes use by itself.)
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-typedef __m512 Floats;
-typedef __mmask16 Members;
-typedef int64_t Counts;
-inline Members equal(Floats a, float b) { return _mm512_cmpeq_ps_mask(a, _mm512_set1_ps(b)); }
-inline void add(Floats& sum, Members members, Floats x) { sum = _mm512_mask_add_ps(sum, members, sum, x); }
-inline void add(Counts& counts, Members members) { counts += __builtin_popcount(members); }
-inline double total(Counts counts) { return double(counts); }
+// Adding a block to bins. Up to kMasked bits, weights are compared with every bin, many at once: with kBins at a time,
+// whose sums stay in registers. The block is filled up to a multiple of kLanes with kNone, a bin that is none.
+#if defined(__AVX512BW__)
+constexpr int kLanes = 64;
+typedef uint8_t Index;
+constexpr Index kNone = 255;
+template <int kBins>
+void add_masked(const Index* bin, const float* distance, int64_t count, int first, Bin* bins) {
+  __m512 sums[kBins] = {};
+  int64_t counts[kBins] = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const __m512i all = _mm512_load_si512(bin + i);
+    __m512i some[4];  // as wide as distances: a part of the mask of `all` would be slower to get
+    for (int j = 0; j < 4; j++)
+      some[j] = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(bin + i + 16 * j)));
+    for (int k = 0; k < kBins; k++) {
+      counts[k] += __builtin_popcountll(_mm512_cmpeq_epi8_mask(all, _mm512_set1_epi8(char(first + k))));
+      for (int j = 0; j < 4; j++) {
+        const __mmask16 members = _mm512_cmpeq_epi32_mask(some[j], _mm512_set1_epi32(first + k));
+        sums[k] = _mm512_mask_add_ps(sums[k], members, sums[k], _mm512_load_ps(distance + i + 16 * j));
+      }
+    }
+  }
+  for (int k = 0; k < kBins; k++) {
+    bins[first + k].count += double(counts[k]);
+    for (int j = 0; j < 16; j++) bins[first + k].sum += sums[k][j];
+  }
+}
 #else
+// Vectors are an extension of GCC and Clang. Indices are floating-point numbers: then masks are as wide as distances.
 #if defined(__AVX2__)
 constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
+typedef float Index;
+constexpr Index kNone = 255;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Members __attribute__((vector_size(4 * kLanes)));
-typedef Members Counts;
-inline Members equal(Floats a, float b) { return a == b; }
-inline void add(Floats& sum, Members members, Floats x) { sum += Floats(members & Members(x)); }
-inline void add(Counts& counts, Members members) { counts -= members; }
-inline double total(Counts counts) {
-  double sum = 0;
-  for (int i = 0; i < kLanes; i++) sum += counts[i];
-  return sum;
+template <int kBins>
+void add_masked(const Index* bin, const float* distance, int64_t count, int first, Bin* bins) {
+  Members counts[kBins] = {};
+  Floats sums[kBins] = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Floats b = *reinterpret_cast<const Floats*>(bin + i), d = *reinterpret_cast<const Floats*>(distance + i);
+    for (int k = 0; k < kBins; k++) {
+      const Members members = b == float(first + k);
+      counts[k] -= members;
+      sums[k] += Floats(members & Members(d));
+    }
+  }
+  for (int k = 0; k < kBins; k++)
+    for (int j = 0; j < kLanes; j++) bins[first + k].count += counts[k][j], bins[first + k].sum += sums[k][j];
 }
 #endif
 
-inline double total(Floats lanes) {
-  double sum = 0;
-  for (int i = 0; i < kLanes; i++) sum += lanes[i];
-  return sum;
-}
-
-// Adds a block to two bins; it is filled up to whole registers with levels that are none.
-void add_masked(const float* level, const float* distance, int64_t count, float first, Moments* bins) {
-  Counts counts[2] = {};
-  Floats sums[2] = {}, squares[2] = {};
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const Floats l = *reinterpret_cast<const Floats*>(level + i), d = *reinterpret_cast<const Floats*>(distance + i);
-    const Floats dd = d * d;
-    for (int k = 0; k < 2; k++) {
-      const Members members = equal(l, first + k);
-      add(counts[k], members);
-      add(sums[k], members, d);
-      add(squares[k], members, dd);
-    }
-  }
-  for (int k = 0; k < 2; k++) {
-    bins[k].count += total(counts[k]);
-    bins[k].sum += total(sums[k]);
-    bins[k].squares += total(squares[k]);
+// Bins of the weights of a block, and distances to their levels.
+void find_bins(const Group& group, const float* values, int64_t count, Index* bin, float* distance) {
+  const float scale = group.scale, lowest = group.lowest, highest = group.highest;
+#pragma omp simd
+  for (int64_t i = 0; i < count; i++) {
+    const float r = rounded(clamped(values[i] / scale, lowest, highest));
+    bin[i] = Index(int(r - lowest));
+    distance[i] = values[i] - r * scale;
   }
 }
 
-// The gradient of a weight is (clipped distance) share + (distance) slope[bin] + intercept[bin].
+// The regularizer of a weight is share (clipped distance)^2 + slope[bin] (distance - mean[bin])^2.
 struct Tables {
-  float share, slope[256], intercept[256];
+  float share, slope[256], mean[256];
 };
 
-void add_gradient(const Group& group, const float* values, int64_t count, const Tables& tables, float* gradient) {
+// Adds the regularizer of a block to `gradient`, unless that is null, as its gradient times `factor`; returns it.
+template <bool kWithGradient>
+double regularize_block(const Group& group, const float* values, int64_t count, const Tables& tables, float factor,
+                        float* gradient) {
   const float scale = group.scale, lowest = group.lowest, highest = group.highest, share = tables.share;
+  double value = 0;
   int64_t i = 0;
 #if defined(__AVX512F__)
   if (group.levels <= 16) {  // a table fills one register
-    const __m512 slope = _mm512_loadu_ps(tables.slope), intercept = _mm512_loadu_ps(tables.intercept);
+    const __m512 slopes = _mm512_loadu_ps(tables.slope), means = _mm512_loadu_ps(tables.mean);
     const __m512 s = _mm512_set1_ps(scale), low = _mm512_set1_ps(lowest), high = _mm512_set1_ps(highest);
+    const __m512 shares = _mm512_set1_ps(share), twice = _mm512_set1_ps(2 * factor);
+    __m512 sums = _mm512_setzero_ps();
     for (; i + 16 <= count; i += 16) {
       const __m512 w = _mm512_loadu_ps(values + i);
       const __m512 v = _mm512_max_ps(_mm512_min_ps(_mm512_div_ps(w, s), high), low);  // of NaN: the highest
       const __m512 r = _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT);
       const __m512i bin = _mm512_cvtps_epi32(_mm512_sub_ps(r, low));
-      const __m512 clipped = _mm512_mul_ps(_mm512_sub_ps(v, r), s), distance = _mm512_fnmadd_ps(r, s, w);
-      __m512 g = _mm512_fmadd_ps(distance, _mm512_permutexvar_ps(bin, slope), _mm512_permutexvar_ps(bin, intercept));
-      g = _mm512_fmadd_ps(clipped, _mm512_set1_ps(share), g);
-      _mm512_storeu_ps(gradient + i, _mm512_add_ps(_mm512_loadu_ps(gradient + i), g));
+      const __m512 clipped = _mm512_mul_ps(_mm512_sub_ps(v, r), s);
+      const __m512 deviation = _mm512_sub_ps(_mm512_fnmadd_ps(r, s, w), _mm512_permutexvar_ps(bin, means));
+      const __m512 sloped = _mm512_mul_ps(deviation, _mm512_permutexvar_ps(bin, slopes));
+      const __m512 shared = _mm512_mul_ps(clipped, shares);
+      sums = _mm512_fmadd_ps(deviation, sloped, _mm512_fmadd_ps(clipped, shared, sums));
+      if (kWithGradient) {
+        const __m512 g = _mm512_loadu_ps(gradient + i);
+        _mm512_storeu_ps(gradient + i, _mm512_fmadd_ps(_mm512_add_ps(sloped, shared), twice, g));
+      }
     }
+    for (int j = 0; j < 16; j++) value += sums[j];
   }
 #endif
-  for (; i < count; i++) {
-    const float v = clamped(values[i] / scale, lowest, highest), r = rounded(v);
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t k = i; k < count; k++) {
+    const float v = clamped(values[k] / scale, lowest, highest), r = rounded(v);
     const int bin = int(r - lowest);
-    gradient[i] += (v - r) * scale * share + ((values[i] - r * scale) * tables.slope[bin] + tables.intercept[bin]);
+    const float clipped = (v - r) * scale, deviation = values[k] - r * scale - tables.mean[bin];
+    const float sloped = deviation * tables.slope[bin], shared = clipped * share;
+    sum += deviation * sloped + clipped * shared;
+    if (kWithGradient) gradient[k] += 2 * factor * (sloped + shared);
   }
+  return value + sum;
 }
 
 // The term of one group; adds `factor` times its gradient.
 double regularize(const Group& group, double factor) {
   const Weight& weight = *group.weight;
-  const double share = 1.0 / double(group.size() * weight.groups), bin_share = 1.0 / double(weight.groups);
-  Moments bins[256];
-  alignas(64) float level[kBlock], distance[kBlock];
-  double clipped = 0;
+  Bin bins[256];
+  alignas(64) Index bin[kBlock];
+  alignas(64) float distance[kBlock];
   group.blocks([&](int64_t first, int64_t count) {
-    clipped += distances(group, weight.values + first, count, level, distance);
+    find_bins(group, weight.values + first, count, bin, distance);
     if (weight.bits <= kMasked) {
-      std::fill(level + count, level + std::min(count + kLanes, kBlock), 1e9f);
-      for (int l = 0; l < group.levels; l += 2) add_masked(level, distance, count, group.lowest + l, bins + l);
+      std::fill(bin + count, bin + (count + kLanes - 1) / kLanes * kLanes, kNone);
+      if (weight.bits == 2) add_masked<4>(bin, distance, count, 0, bins);
+      for (int l = 0; weight.bits > 2 && l < group.levels; l += 8) add_masked<8>(bin, distance, count, l, bins);
     } else {
-      for (int64_t i = 0; i < count; i++) {
-        Moments& bin = bins[int(level[i] - group.lowest)];
-        bin.count += 1, bin.sum += distance[i], bin.squares += double(distance[i]) * distance[i];
-      }
+      for (int64_t i = 0; i < count; i++) bins[int(bin[i])].count += 1, bins[int(bin[i])].sum += distance[i];
     }
   });
-  double value = clipped * share;
   Tables tables;
-  tables.share = float(2 * factor * share);
+  tables.share = float(1.0 / double(group.size() * weight.groups));
   for (int l = 0; l < 256; l++) {
-    const Moments& bin = bins[l];
-    const double mean = bin.count > 0 ? bin.sum / bin.count : 0;
-    const double slope = bin.count >= 2 ? bin_share / (bin.count - 1) : 0;
     // A bin of one weight has no variance, but NaN in it must not go unnoticed: zero times NaN is NaN.
-    value += (bin.squares - bin.sum * mean) * slope;
-    tables.slope[l] = float(2 * factor * slope);
-    tables.intercept[l] = float(-2 * factor * slope * mean);
+    tables.slope[l] = bins[l].count >= 2 ? float(1.0 / (double(weight.groups) * (bins[l].count - 1))) : 0;
+    tables.mean[l] = bins[l].count > 0 ? float(bins[l].sum / bins[l].count) : 0;
   }
-  if (weight.gradient != nullptr)
-    group.blocks([&](int64_t first, int64_t count) {
-      add_gradient(group, weight.values + first, count, tables, weight.gradient + first);
-    });
+  double value = 0;
+  group.blocks([&](int64_t first, int64_t count) {
+    const float* values = weight.values + first;
+    if (weight.gradient == nullptr)
+      value += regularize_block<false>(group, values, count, tables, float(factor), nullptr);
+    else
+      value += regularize_block<true>(group, values, count, tables, float(factor), weight.gradient + first);
+  });
   return value;
 }
 
