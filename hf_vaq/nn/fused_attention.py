@@ -21,7 +21,8 @@ from ..numerics.fused import (
     fused_softmax_gradients,
 )
 from ..numerics.room import empty_with_room, has_room
-from .fused_layers import Scaled, autocast_dtype
+from .fused_layers import Scaled
+from .operations import autocast_dtype
 
 KEPT_TOKENS = 4
 """Tokens per dimension of a head up to which probabilities are kept: they then take no more memory than the results

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from ..numerics.fused import Quantization, fused_gradients, fused_quantize
-from ..numerics.products import gradient_of_linear_input, gradient_of_linear_weight
+from .operations import Conv2d, Linear, autocast_dtype
 from .recomputed import Gelu, LayerNorm, Recomputed, Source, source_of
 
 
@@ -57,22 +55,6 @@ def quantize(x: Tensor, scaled: Scaled, dtype: torch.dtype | None = None) -> Ten
     return _Quantize.apply(x, None, None, None, *scaled[:3], settings)
 
 
-def traced_quantize(x: Tensor, scaled: Scaled) -> Tensor:
-    """`quantize` in a model that is compiled as a whole, where the compiler chooses what is kept.
-
-    By itself it would keep quantized operands of products beside what they were quantized from. A checkpointed region
-    is the way to have them computed again. Under autocast operands take half the memory, and are left to the compiler.
-    """
-    if torch.is_autocast_enabled(x.device.type):
-        return quantize(x, scaled)
-    return checkpoint(_contiguously_quantized, x, scaled, use_reentrant=False, preserve_rng_state=False)
-
-
-def _contiguously_quantized(x: Tensor, scaled: Scaled) -> Tensor:
-    # As a product wants its operand: what rearranges it later would not belong to the region, and be kept.
-    return quantize(x, scaled).contiguous()
-
-
 def quantize_for_many(x: Tensor, scaled: Scaled, dtype: torch.dtype) -> tuple[Tensor, Origin]:
     """As `quantize`, for several layers: they are told where it comes from, so that none has to keep it."""
     source, recomputed = source_of(x), Recomputed()
@@ -94,36 +76,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, inputs: Scaled | Orig
         inputs: quantizer of the input; an `Origin` if `x` is quantized already; None if it is not to be quantized.
         weights: quantizer of the weight.
     """
-    return _apply(x, weight, bias, inputs, weights, _Linear())
+    return _apply(x, weight, bias, inputs, weights, Linear())
 
 
 def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, inputs: Scaled | None, weights: Scaled, geometry: dict[str, Any]
 ) -> Tensor:
     """`torch.nn.functional.conv2d` on quantized operands; `geometry` is stride, padding, dilation and groups."""
-    return _apply(x, weight, bias, inputs, weights, _Conv2d(*(geometry[name] for name in _Conv2d.__annotations__)))
-
-
-def traced_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`torch.nn.functional.linear`, in a model that is compiled as a whole, with the faster gradients of this module.
-
-    Args:
-        x: quantized already, (..., in_features).
-        weight: quantized already, (out_features, in_features).
-        bias: (out_features,), or none.
-    """
-    return _traced(x, weight, bias, _Linear())
-
-
-def traced_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: dict[str, Any]) -> Tensor:
-    """The same for `torch.nn.functional.conv2d`; `geometry` as for `conv2d`."""
-    return _traced(x, weight, bias, _Conv2d(*(geometry[name] for name in _Conv2d.__annotations__)))
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The type in which a matrix product takes `x`."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return _apply(x, weight, bias, inputs, weights, Conv2d(**geometry))
 
 
 @dataclass(frozen=True)
@@ -157,88 +117,8 @@ class _Quantize(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Linear:
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    def gradient_of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return gradient_of_linear_weight(grad, x)
-
-    def gradient_of_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return gradient_of_linear_input(grad, weight)
-
-    def gradient_of_bias(self, grad: Tensor) -> Tensor:
-        return grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.float32)
-
-
-@dataclass(frozen=True)
-class _Conv2d:
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def gradient_of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return self._gradients(grad, x, weight, [False, True, False])[1]
-
-    def gradient_of_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        if not self._is_patches(x, weight):
-            return self._gradients(grad, x, weight, [True, False, False])[0]
-        # Patches that do not overlap: a matrix product, several times as fast as the general case.
-        patches = grad.permute(0, 2, 3, 1) @ weight.flatten(1)
-        patches = patches.unflatten(-1, weight.shape[1:])  # (batch, rows, columns, channels, height, width)
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
-
-    def _is_patches(self, x: Tensor, weight: Tensor) -> bool:
-        kernel = tuple(weight.shape[2:])
-        simple = self.groups == 1 and not any(self.padding) and all(step == 1 for step in self.dilation)
-        return simple and self.stride == kernel and all(n % k == 0 for n, k in zip(x.shape[2:], kernel, strict=True))
-
-    def gradient_of_bias(self, grad: Tensor) -> Tensor:
-        return grad.sum((0, 2, 3), dtype=torch.float32)
-
-    def _gradients(self, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> list[Tensor]:
-        geometry = list(self.stride), list(self.padding), list(self.dilation), False, [0, 0], self.groups
-        return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, wanted)
-
-
-def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, operation: _Linear | _Conv2d) -> Tensor:
-    dtype = autocast_dtype(x)
-    if bias is not None and dtype == torch.bfloat16 and isinstance(operation, _Linear):
-        # PyTorch's product with bias copies the bias to every row first; here it joins what reads the result.
-        product = _Product.apply(x.to(dtype), weight.to(dtype), None, operation)
-        return (product + bias.to(torch.float32)).to(dtype)
-    return _Product.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), operation)
-
-
-class _Product(torch.autograd.Function):
-    """An operation on quantized operands. What is kept is for the compiler to choose."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, operation):
-        ctx.save_for_backward(x, weight)
-        ctx.operation = operation
-        return operation.forward(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        return (
-            ctx.operation.gradient_of_input(grad, x, weight) if wants_x else None,
-            ctx.operation.gradient_of_weight(grad, x, weight) if wants_weight else None,
-            ctx.operation.gradient_of_bias(grad).to(grad.dtype) if wants_bias else None,
-            None,
-        )
-
-
-@dataclass(frozen=True)
 class _Settings:
-    operation: _Linear | _Conv2d
+    operation: Linear | Conv2d
     inputs: Quantization | None
     weights: Quantization
     dtype: torch.dtype
@@ -254,7 +134,7 @@ def _apply(
     bias: Tensor | None,
     inputs: Scaled | Origin | None,
     weights: Scaled,
-    operation: _Linear | _Conv2d,
+    operation: Linear | Conv2d,
 ) -> Tensor:
     before = isinstance(inputs, Origin)
     values, scaled, recomputed = inputs if before else (source_of(x) if inputs is not None else None, inputs, None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import fused_layers, traced
 from .activation_quantizer import ActivationQuantizer
 from .fusion import is_traced, is_untouched, may_fuse
+from .operations import autocast_dtype
 from .packed import PackedActivationQuantizer
 from .recomputed import traced_gelu_argument
 from .weight_quantizer import WeightQuantizer
@@ -24,7 +25,7 @@ def quantize_for_layers(x: Tensor, quantizer: ActivationQuantizer | PackedActiva
     if not (isinstance(quantizer, ActivationQuantizer) and quantizer.is_fusable() and may_fuse(x)):
         return quantizer(x)
     # Under autocast every layer would convert the values by itself.
-    quantized, origin = fused_layers.quantize_for_many(x, quantizer.scaled(), fused_layers.autocast_dtype(x))
+    quantized, origin = fused_layers.quantize_for_many(x, quantizer.scaled(), autocast_dtype(x))
     setattr(quantized, ORIGIN, origin)
     return quantized
 
@@ -85,7 +86,7 @@ class QuantLinear(QuantizedOperands, nn.Linear):
             quantized = traced.quantize_gelu(argument, self.input_quantizer.scaled())
         else:
             quantized = self.quantized_input(x)
-        return fused_layers.traced_linear(quantized, self.quantized_weight(), self.bias)
+        return traced.linear(quantized, self.quantized_weight(), self.bias)
 
 
 class QuantConv2d(QuantizedOperands, nn.Conv2d):
@@ -98,7 +99,5 @@ class QuantConv2d(QuantizedOperands, nn.Conv2d):
             if self.is_fusable(x):
                 return fused_layers.conv2d(x, **self.fused_operands(x), geometry=geometry)
             if self.is_traced(x):
-                return fused_layers.traced_conv2d(
-                    self.quantized_input(x), self.quantized_weight(), self.bias, geometry
-                )
+                return traced.conv2d(self.quantized_input(x), self.quantized_weight(), self.bias, geometry)
         return self._conv_forward(self.quantized_input(x), self.quantized_weight(), self.bias)

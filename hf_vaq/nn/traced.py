@@ -1,14 +1,19 @@
-"""Fake quantizers as autograd functions for a model that is compiled as a whole.
+"""Fake quantizers, and products of what they quantized, as autograd functions for a model that is compiled as a whole.
 
-What is kept for the backward pass is for the compiler to choose; what is saved here is only where it starts from.
+What is kept for the backward pass is for the compiler to choose; what is saved here is only where it starts from. By
+itself it would keep quantized operands of products beside what they were quantized from. A checkpointed region is the
+way to have them computed again. Under autocast operands take half the memory, and are left to the compiler.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from ..numerics.fused import fused_quantize
 from ..numerics.traced import (
@@ -16,9 +21,12 @@ from ..numerics.traced import (
     traced_gradients,
     traced_probabilities,
     traced_softmax_gradients,
+    traced_softmax_statistics,
     written_flat,
 )
-from .fused_layers import Scaled, traced_quantize
+from . import fused_layers
+from .fused_layers import Scaled
+from .operations import Conv2d, Linear, autocast_dtype
 
 
 def quantize(x: Tensor, scaled: Scaled, written: bool = False) -> Tensor:
@@ -30,11 +38,18 @@ def quantize(x: Tensor, scaled: Scaled, written: bool = False) -> Tensor:
         written: whether the gradient of `x` is written as it is, as that of a weight; else it is taken to be the
             result of a LayerNorm. Of tensors of four dimensions (queries, patches) neither is said.
     """
+    if not torch.is_autocast_enabled(x.device.type):
+        return checkpoint(_contiguously_quantized, x, scaled, use_reentrant=False, preserve_rng_state=False)
     # Queries, keys and values are read transposed. Of such a tensor Inductor (seen in PyTorch 2.15, on CPUs) writes
     # sums of rows past the end of memory if their number is no multiple of a vector.
-    if scaled.quantization.groups.count > 1 or x.dim() > 3 or not torch.is_autocast_enabled(x.device.type):
-        return traced_quantize(x, scaled)  # in float32 less is kept so
+    if scaled.quantization.groups.count > 1 or x.dim() > 3:
+        return fused_layers.quantize(x, scaled)
     return _Quantize.apply(x, *scaled, not written)
+
+
+def _contiguously_quantized(x: Tensor, scaled: Scaled) -> Tensor:
+    # As a product wants its operand: what rearranges it later would not belong to the region, and be kept.
+    return fused_layers.quantize(x, scaled).contiguous()
 
 
 def may_replace(quantizer: nn.Module | None) -> bool:
@@ -50,7 +65,36 @@ def quantize_gelu(argument: Tensor, scaled: Scaled) -> Tensor:
 
 def quantize_softmax(scores: Tensor, mask: Tensor | None, scaling: float, scaled: Scaled) -> Tensor:
     """Fake-quantized softmax of `scores * scaling + mask` over the last dimension; type of `scores`, one scale."""
-    return _QuantizeSoftmax.apply(scores, mask, scaling, scaled.log_scale, scaled.scale, scaled.quantization)
+    statistics = traced_softmax_statistics(scores.detach(), None if mask is None else mask.detach(), scaling)
+    arguments = scores, mask, *statistics, scaling, scaled.log_scale, scaled.scale, scaled.quantization
+    if torch.is_autocast_enabled(scores.device.type):
+        return _QuantizeSoftmax.apply(*arguments)
+    return checkpoint(_QuantizeSoftmax.apply, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.linear` with the gradients of `Linear`.
+
+    Args:
+        x: quantized already, (..., in_features).
+        weight: quantized already, (out_features, in_features).
+        bias: (out_features,), or none.
+    """
+    dtype = autocast_dtype(x)
+    if bias is None or dtype != torch.bfloat16:
+        return _product(x, weight, bias, Linear())
+    # PyTorch's product with bias copies the bias to every row first; here it joins what reads the result.
+    return (_product(x, weight, None, Linear()) + bias.to(torch.float32)).to(dtype)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: dict[str, Any]) -> Tensor:
+    """The same for `torch.nn.functional.conv2d`; `geometry` is stride, padding, dilation and groups."""
+    return _product(x, weight, bias, Conv2d(**geometry))
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, operation: Linear | Conv2d) -> Tensor:
+    dtype = autocast_dtype(x)
+    return _Product.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), operation)
 
 
 def written(x: Tensor) -> Tensor:
@@ -101,10 +145,10 @@ class _QuantizeGelu(torch.autograd.Function):
 
 class _QuantizeSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, scores, mask, scaling, log_scale, scale, quantization):
-        probabilities, highest, reciprocal = traced_probabilities(scores, mask, scaling)
+    def forward(ctx, scores, mask, highest, reciprocal, scaling, log_scale, scale, quantization):
         ctx.save_for_backward(scores, mask, highest, reciprocal, scale)
         ctx.options = scaling, quantization
+        probabilities = traced_probabilities(scores, mask, scaling, highest, reciprocal)
         return fused_quantize(probabilities, scale, None, quantization, scores.dtype)
 
     @staticmethod
@@ -118,4 +162,26 @@ class _QuantizeSoftmax(torch.autograd.Function):
         grad_mask = None
         if mask is not None and ctx.needs_input_grad[1]:
             grad_mask = grad_logits.sum_to_size(mask.shape).to(mask.dtype)
-        return (grad_logits * scaling).to(scores.dtype), grad_mask, None, grad_log_scale, None, None
+        return (grad_logits * scaling).to(scores.dtype), grad_mask, None, None, None, grad_log_scale, None, None
+
+
+class _Product(torch.autograd.Function):
+    """An operation on quantized operands."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, operation):
+        ctx.save_for_backward(x, weight)
+        ctx.operation = operation
+        return operation.forward(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        return (
+            ctx.operation.gradient_of_input(grad, x, weight) if wants_x else None,
+            ctx.operation.gradient_of_weight(grad, x, weight) if wants_weight else None,
+            ctx.operation.gradient_of_bias(grad).to(grad.dtype) if wants_bias else None,
+            None,
+        )

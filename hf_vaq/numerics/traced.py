@@ -62,16 +62,21 @@ def traced_gelu_gradients(
     return grad_argument.reshape(shape), *sums
 
 
-def traced_probabilities(scores: Tensor, mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax of `scores * scaling + mask` over the last dimension, in float32, and what it is computed again from.
+def traced_softmax_statistics(scores: Tensor, mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
+    """From which softmax of `scores * scaling + mask` over the last dimension is computed, and computed again.
 
     Returns:
-        Probabilities, and for every row the highest score and the reciprocal of the sum of exponentials.
+        For every row the highest score, and the reciprocal of the sum of exponentials; float32.
     """
     highest = _logits(scores, mask, scaling).amax(-1, keepdim=True)
-    exponentials = _exponentials(scores, mask, scaling, highest)
-    reciprocal = exponentials.sum(-1, keepdim=True).reciprocal()
-    return exponentials * reciprocal, highest, reciprocal
+    return highest, _exponentials(scores, mask, scaling, highest).sum(-1, keepdim=True).reciprocal()
+
+
+def traced_probabilities(
+    scores: Tensor, mask: Tensor | None, scaling: float, highest: Tensor, reciprocal: Tensor
+) -> Tensor:
+    """That softmax in float32, by what `traced_softmax_statistics` returned for the first three arguments."""
+    return _exponentials(scores, mask, scaling, highest) * reciprocal
 
 
 def traced_softmax_gradients(
@@ -88,11 +93,11 @@ def traced_softmax_gradients(
 
     Args:
         grad: gradient of the quantized probabilities, (batch, heads, tokens, tokens).
-        scores: argument of `traced_probabilities`, as are mask and scaling.
+        scores: argument of `traced_probabilities`, as are the next four.
         mask: likewise.
-        highest: returned by it, as is the next.
+        highest: likewise.
         reciprocal: likewise.
-        scaling: factor on the scores.
+        scaling: likewise.
         scale: (1,).
         quantization: the rest.
 
@@ -101,7 +106,7 @@ def traced_softmax_gradients(
         scale parameter.
     """
     grad, scale = grad.to(torch.float32), scale.reshape(())
-    p = _exponentials(scores, mask, scaling, highest) * reciprocal
+    p = traced_probabilities(scores, mask, scaling, highest, reciprocal)
     constants = constant_values(quantization, p.numel())
     inside, slope = slopes(p, scale, None, constants)
     grad_p = torch.where(inside, grad, 0.0)
