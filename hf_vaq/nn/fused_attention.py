@@ -1,8 +1,7 @@
 """Attention on quantized queries, keys, values and probabilities as one autograd function.
 
-It keeps the three projections, as the fused attention of full precision does, and of what has the size tokens x tokens
-only the probabilities before quantization, where the image is small. For more tokens the backward pass computes them
-again, with the same operations, so to the same bits.
+It keeps the three projections, as the fused attention of full precision does, and nothing of the size tokens x tokens:
+the backward pass computes probabilities again, with the same operations, so to the same bits.
 """
 
 from __future__ import annotations
@@ -23,10 +22,6 @@ from ..numerics.fused import (
 from ..numerics.room import empty_with_room, has_room
 from .fused_layers import Scaled
 from .operations import autocast_dtype
-
-KEPT_TOKENS = 4
-"""Tokens per dimension of a head up to which probabilities are kept: they then take no more memory than the results
-of GELU, which are not kept (see `recomputed`)."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +84,8 @@ class _Attention(torch.autograd.Function):
         probabilities = _probabilities(*operands, mask, settings.scaling, query.dtype)
         del operands
         quantized = fused_quantize(probabilities, s_p, None, settings.probabilities)
-        kept = probabilities if key.shape[2] <= KEPT_TOKENS * key.shape[3] else None
-        ctx.save_for_backward(query, key, value, mask, s_q, s_k, s_v, s_p, kept)
-        del probabilities, kept
+        del probabilities
+        ctx.save_for_backward(query, key, value, mask, s_q, s_k, s_v, s_p)
         values = fused_quantize_heads(value, s_v, settings.value, settings.dtype)
         room = empty_with_room(values.shape, values.dtype) if has_room(values.device) else None
         output = torch.matmul(quantized.to(settings.dtype), values, out=room)
@@ -100,12 +94,11 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, grad_probabilities):
-        query, key, value, mask, s_q, s_k, s_v, s_p, probabilities = ctx.saved_tensors
+        query, key, value, mask, s_q, s_k, s_v, s_p = ctx.saved_tensors
         settings: _Settings = ctx.settings
         q = fused_quantize_heads(query, s_q, settings.query, settings.dtype)
         k = fused_quantize_heads(key, s_k, settings.key, settings.dtype)
-        if probabilities is None:
-            probabilities = _probabilities(q, k, mask, settings.scaling, query.dtype)
+        probabilities = _probabilities(q, k, mask, settings.scaling, query.dtype)
         grad_value = grad_log_v = None
         if grad is not None:
             grad = grad.transpose(1, 2).contiguous()

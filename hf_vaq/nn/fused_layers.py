@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..numerics.fused import Quantization, fused_gradients, fused_quantize
+from ..numerics.fused import Quantization, fused_gradients, fused_quantize, fused_weight_gradients
 from .operations import Conv2d, Linear, autocast_dtype
 from .recomputed import Gelu, LayerNorm, Recomputed, Source, source_of
 
@@ -217,7 +217,7 @@ class _Layer(torch.autograd.Function):
         if wants_weight or wants_weight_scale:
             grad_weight = settings.operation.gradient_of_weight(grad, operand, weight)
             del operand
-            grads[7], grads[8], _ = fused_gradients(grad_weight, weight, weight_scale, None, settings.weights)
+            grads[7], grads[8] = fused_weight_gradients(grad_weight, weight, weight_scale, settings.weights)
             del grad_weight
         if wants_x or wants_scale or wants_offset:
             quantized_weight = fused_quantize(weight, weight_scale, None, settings.weights, settings.dtype)

@@ -21,11 +21,11 @@ class Linear:
 
     def gradient_of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """In the shape of `weight`, from `grad`, that of the result."""
-        return gradient_of_linear_weight(grad, x)
+        return gradient_of_linear_weight(grad, x, weight)
 
     def gradient_of_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """In the shape of `x`."""
-        return gradient_of_linear_input(grad, weight)
+        return gradient_of_linear_input(grad, x, weight)
 
     def gradient_of_bias(self, grad: Tensor) -> Tensor:
         """One number for an output feature, float32."""

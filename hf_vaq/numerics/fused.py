@@ -14,6 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from . import native
 from .compiled import CompiledKernel
 from .groups import ScaleGroups
 from .levels import integer_range
@@ -95,6 +96,18 @@ def fused_gradients(
         (factor_rule(quantization),),
     )
     return layout.restore(grad_x), grad_log_scale, grad_offset
+
+
+def fused_weight_gradients(
+    grad: Tensor, weight: Tensor, scale: Tensor, quantization: Quantization
+) -> tuple[Tensor, Tensor | None]:
+    """The first two of `fused_gradients` for a weight. `grad` may be overwritten, and be the first of them."""
+    rule = factor_rule(quantization)
+    if rule == "none" or not native.can_run((grad, weight)):
+        return fused_gradients(grad, weight, scale, None, quantization)[:2]
+    factor = constant_values(quantization, weight.numel())[2] if rule == "numel" else None
+    latent = native.LatentWeight(weight, quantization.groups, scale, quantization.bits)
+    return grad, native.weight_gradients(grad, latent, factor)
 
 
 def fused_quantize_heads(

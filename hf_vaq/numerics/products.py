@@ -20,11 +20,12 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 _GEOMETRY = [1, 1], [0, 0], [1, 1], False, [0, 0], 1  # stride, padding, dilation, transposed, output padding, groups
 
 
-def gradient_of_linear_input(grad: Tensor, weight: Tensor) -> Tensor:
+def gradient_of_linear_input(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`grad @ weight`.
 
     Args:
         grad: gradient of the result, (..., out_features).
+        x: a tensor like the gradient, as the input is, (..., in_features); its values are not read.
         weight: (out_features, in_features), in the type of `grad`.
 
     Returns:
@@ -32,18 +33,19 @@ def gradient_of_linear_input(grad: Tensor, weight: Tensor) -> Tensor:
     """
     if not _by_convolution(grad, *weight.shape):
         return grad @ weight
-    rows = grad.reshape(-1, grad.shape[-1])
-    x = rows.new_empty(rows.shape[0], weight.shape[1])  # its shape and order matter; its values are never read
-    result = _convolution_backward(rows, x, weight, [True, False, False])[0]
+    rows, values = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    values = _as_the_result(values, rows.dtype)
+    result = _convolution_backward(rows, values, weight, [True, False, False])[0]
     return result.permute(0, 2, 3, 1).reshape(*grad.shape[:-1], weight.shape[1])
 
 
-def gradient_of_linear_weight(grad: Tensor, x: Tensor) -> Tensor:
+def gradient_of_linear_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`grad^T @ x`, summed over all dimensions but the last.
 
     Args:
         grad: gradient of the result, (..., out_features).
         x: input, (..., in_features), in the type of `grad`.
+        weight: a tensor like the gradient, as the weight is, (out_features, in_features); its values are not read.
 
     Returns:
         (out_features, in_features), contiguous.
@@ -51,7 +53,7 @@ def gradient_of_linear_weight(grad: Tensor, x: Tensor) -> Tensor:
     rows, values = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
     if not _by_convolution(grad, rows.shape[1], values.shape[1]):
         return rows.t() @ values
-    weight = rows.new_empty(1).expand(rows.shape[1], values.shape[1])
+    weight = _as_the_result(weight, rows.dtype)
     result = _convolution_backward(rows, values, weight, [False, True, False])[1]
     return result.reshape(rows.shape[1], values.shape[1])
 
@@ -59,6 +61,13 @@ def gradient_of_linear_weight(grad: Tensor, x: Tensor) -> Tensor:
 def _by_convolution(grad: Tensor, *features: int) -> bool:
     plain = _HAS_ONEDNN and grad.device.type == "cpu" and grad.dtype == torch.float32
     return plain and grad.numel() >= LARGE and min(features) >= NARROW
+
+
+def _as_the_result(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a convolution is told its result shall be like: `like` itself if it can be, which takes no memory."""
+    if like.is_contiguous() and like.dtype == dtype:
+        return like
+    return torch.empty(like.shape, dtype=dtype, device=like.device)
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:

@@ -75,11 +75,18 @@ def test_gradient_checkpointing_changes_nothing():
     assert_same(without, results(model, True), tolerance=0)
 
 
-def test_probabilities_that_are_not_kept_are_computed_again(monkeypatch):
-    model = quantized("swin")
-    kept = results(model, True)
-    monkeypatch.setattr(fused_attention, "KEPT_TOKENS", 0)
-    assert_same(kept, results(model, True), tolerance=0)
+def test_nothing_of_the_size_of_the_attention_probabilities_is_kept():
+    model = quantized()
+    kept = []
+
+    def note(tensor):
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        set_fusion(model, True)
+        attentions = model(pixel_values=images(), output_attentions=True).attentions
+    assert kept and not {attention.shape for attention in attentions} & set(kept)
 
 
 def test_a_loss_on_the_attention_probabilities_reaches_queries_and_keys():

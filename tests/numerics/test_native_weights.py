@@ -8,6 +8,7 @@ from hf_vaq.numerics import native
 from hf_vaq.numerics.bins import bin_regularizer
 from hf_vaq.numerics.compiled import uncompiled
 from hf_vaq.numerics.fake_quantize import quantize_to_codes
+from hf_vaq.numerics.fused import Quantization, fused_weight_gradients
 from hf_vaq.numerics.groups import ScaleGroups
 from hf_vaq.numerics.native import LatentWeight, loading
 from hf_vaq.numerics.oscillation import Oscillations
@@ -21,6 +22,7 @@ CASES = [
     ((6, 3, 4, 4), ScaleGroups(6, 0), 8),
     ((6, 8, 2, 2), ScaleGroups(4, 1), 4),
     ((1, 3000), ScaleGroups(), 2),
+    ((300, 400), ScaleGroups(2, 0), 4),
 ]
 
 
@@ -87,6 +89,40 @@ def test_the_regularizer_finds_the_groups_of_every_layout():
     check_regularizer(case())
 
 
+def quantizer_gradients(weight, factor):
+    """By the weight and by the scale parameter, with kernels or as this is called; and the gradient given."""
+    grad = torch.randn(weight.values.shape, generator=torch.Generator().manual_seed(2))
+    quantization = Quantization(weight.bits, weight.groups, factor=factor, weight=True)
+    given = grad.clone()
+    return *fused_weight_gradients(given, weight.values, weight.scale, quantization), given, grad
+
+
+def check_quantizer(weights):
+    for weight in weights:
+        for factor in ("numel", "l1"):
+            by_weight, by_scale, given, _ = quantizer_gradients(weight, factor)
+            assert by_weight is given  # nothing was allocated for it
+            with uncompiled():
+                wanted, wanted_by_scale, given, grad = quantizer_gradients(weight, factor)
+            assert torch.equal(given, grad)
+            assert torch.equal(by_weight, wanted)
+            torch.testing.assert_close(by_scale, wanted_by_scale, rtol=1e-4, atol=1e-6)
+
+
+@needs_kernels
+def test_the_gradients_of_quantizers_are_those_without_kernels():
+    check_quantizer(case())
+
+
+@needs_kernels
+def test_a_weight_that_is_no_number_shows_in_the_gradient_of_its_scale():
+    weight = case()[1]
+    weight.values[0, 0] = torch.nan
+    by_weight, by_scale, _, _ = quantizer_gradients(weight, "numel")
+    assert by_weight[0, 0] == 0
+    assert by_scale.isnan().tolist() == [True, False, False]
+
+
 @needs_kernels
 @pytest.mark.parametrize("momentum", [0.001, 0.0001, 0.9])
 def test_oscillations_are_counted_to_the_last_bit(momentum):
@@ -100,12 +136,13 @@ def test_the_number_of_threads_changes_no_bit():
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(regularize(case()))
+            value, gradients = regularize(case())
+            quantizers = [quantizer_gradients(weight, "l1")[:2] for weight in case()]
+            results.append([value, *gradients[:1], *gradients[2:], *(x for pair in quantizers for x in pair)])
     finally:
         torch.set_num_threads(threads)
-    for value, gradients in results[1:]:
-        assert torch.equal(value, results[0][0])
-        assert all(a is b or torch.equal(a, b) for a, b in zip(gradients, results[0][1], strict=True))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 @pytest.fixture
@@ -125,6 +162,7 @@ def test_other_processors_compute_the_same(monkeypatch, fresh_loading, capabilit
     assert loading.kernels() is not None
     check_regularizer(case())
     check_oscillations(case())
+    check_quantizer(case())
 
 
 def test_without_a_compiler_nothing_is_tried(monkeypatch, fresh_loading):

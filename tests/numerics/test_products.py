@@ -23,7 +23,7 @@ def operands(size, dtype=torch.float32):
 @pytest.mark.parametrize("size", SIZES)
 def test_products_equal_those_in_float64(size):
     grad, x, weight = operands(size)
-    by_input, by_weight = gradient_of_linear_input(grad, weight), gradient_of_linear_weight(grad, x)
+    by_input, by_weight = gradient_of_linear_input(grad, x, weight), gradient_of_linear_weight(grad, x, weight)
     wanted = torch.einsum("ro,ri->oi", grad.double().flatten(0, -2), x.double().flatten(0, -2))
     torch.testing.assert_close(by_input.double(), grad.double() @ weight.double(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(by_weight.double(), wanted, rtol=1e-4, atol=1e-3)
@@ -33,13 +33,11 @@ def test_products_equal_those_in_float64(size):
 @pytest.mark.parametrize("transposed", ["grad", "x", "weight"])
 def test_operands_may_lie_in_memory_in_any_order(transposed):
     tensors = dict(zip(("grad", "x", "weight"), operands("large"), strict=True))
-    wanted = gradient_of_linear_input(tensors["grad"], tensors["weight"])
-    wanted_weight = gradient_of_linear_weight(tensors["grad"], tensors["x"])
+    wanted = gradient_of_linear_input(**tensors)
+    wanted_weight = gradient_of_linear_weight(**tensors)
     tensors[transposed] = tensors[transposed].transpose(-1, -2).contiguous().transpose(-1, -2)
-    torch.testing.assert_close(gradient_of_linear_input(tensors["grad"], tensors["weight"]), wanted)
-    torch.testing.assert_close(
-        gradient_of_linear_weight(tensors["grad"], tensors["x"]), wanted_weight, rtol=1e-4, atol=1e-3
-    )
+    torch.testing.assert_close(gradient_of_linear_input(**tensors), wanted)
+    torch.testing.assert_close(gradient_of_linear_weight(**tensors), wanted_weight, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
@@ -48,10 +46,10 @@ def test_only_large_products_in_float32_are_convolutions(monkeypatch):
     monkeypatch.setattr(products, "_convolution_backward", lambda *arguments: calls.append(arguments))
     for size, dtype in (("small", torch.float32), ("few features", torch.float32), ("large", torch.bfloat16)):
         grad, x, weight = operands(size, dtype)
-        gradient_of_linear_input(grad, weight)
-        gradient_of_linear_weight(grad, x)
+        gradient_of_linear_input(grad, x, weight)
+        gradient_of_linear_weight(grad, x, weight)
     assert not calls
-    grad, x, _ = operands("large")
+    grad, x, weight = operands("large")
     with pytest.raises(TypeError):  # the stand-in returns nothing
-        gradient_of_linear_weight(grad, x)
+        gradient_of_linear_weight(grad, x, weight)
     assert len(calls) == 1

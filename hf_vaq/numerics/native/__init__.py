@@ -1,5 +1,5 @@
-"""Compiled kernels for what training does once a step with all quantized weights, on CPUs of any kind."""
+"""Compiled kernels for what training does with quantized weights, on CPUs of any kind."""
 
-from .ops import LatentWeight, bin_regularizer, can_run, count_oscillations
+from .ops import LatentWeight, bin_regularizer, can_run, count_oscillations, weight_gradients
 
-__all__ = ["LatentWeight", "bin_regularizer", "can_run", "count_oscillations"]
+__all__ = ["LatentWeight", "bin_regularizer", "can_run", "count_oscillations", "weight_gradients"]

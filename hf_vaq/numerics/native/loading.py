@@ -23,6 +23,7 @@ INSTRUCTIONS = {
 POINTER, LONG, INT, FLOAT, DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_double
 SIGNATURES = {
     "vaq_bin_regularizer": Signature(DOUBLE, (POINTER, LONG, DOUBLE, INT)),
+    "vaq_pass_quantizer": Signature(None, (POINTER, POINTER, POINTER, INT)),
     "vaq_count_oscillations": Signature(None, (POINTER, LONG, FLOAT, INT, INT, INT)),
 }
 

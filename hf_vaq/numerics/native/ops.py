@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..compiled import compilation_failure
 from ..groups import ScaleGroups
+from ..levels import integer_range
+from ..log_scale import LOG_BOUND
 from ..oscillation import Oscillations
 from .loading import kernels
 
@@ -76,6 +78,28 @@ def count_oscillations(weights: Sequence[LatentWeight], oscillations: Oscillatio
     step = oscillations.begin_step()
     kernels().vaq_count_oscillations(table.data_ptr(), len(weights), *step, half, torch.get_num_threads())
     del scales
+
+
+def weight_gradients(grad: Tensor, weight: LatentWeight, factor: float | None) -> Tensor:
+    """The gradients of `fused.fused_gradients` for a weight; `grad` itself becomes the gradient of the weight.
+
+    Args:
+        grad: gradient of the quantized weight, a tensor that `can_run` takes.
+        weight: likewise.
+        factor: on the gradient of the scale; None for 1 / sqrt(l1 Qp), with l1 the sum of magnitudes in the group.
+
+    Returns:
+        The gradient by the logarithmic scale parameter, float32, (groups,).
+    """
+    table, scales = _table([weight], [grad])
+    sums = torch.zeros(2, weight.groups.count, dtype=torch.float64)
+    by_scale, magnitudes = sums
+    threads = torch.get_num_threads()
+    kernels().vaq_pass_quantizer(table.data_ptr(), by_scale.data_ptr(), magnitudes.data_ptr(), threads)
+    _, highest = integer_range(weight.bits)
+    factors = (magnitudes * highest).clamp_min(torch.finfo(torch.float32).tiny).rsqrt() if factor is None else factor
+    position = scales.log() / LOG_BOUND  # = tanh(l / B)
+    return (by_scale * factors * scales * (1 - position * position)).float()
 
 
 def _table(
