@@ -1,9 +1,10 @@
 """A training step with quantizers against one without: time and peak memory, and the same of other libraries.
 
 One training step is forward, backward and AdamW on a fixed random batch; DeiT-T at 224 px, batch 16, and Swin-T at
-batch 4. All candidates of a model run in one process, interleaved, and are compared with the float32 step in eager
-mode, round by round. "regularized" adds the bin regularizer and the oscillation tracker, as every step of the second
-half of a training run has them. The candidates are in `training_candidates.py`.
+batch 4. Candidates run interleaved with the float32 step in eager mode, and are compared with it round by round: a
+few in one process (a "sitting"), because with all of them a round takes so long that the machine changes its speed
+meanwhile. "regularized" adds the bin regularizer and the oscillation tracker, as every step of the second half of a
+training run has them. The candidates are in `training_candidates.py`.
 
 Peak memory is measured in a process of its own for each of `training_memory.MEMORY`, in two ways: the bytes of the
 tensors that exist at a time, whatever allocates them, and the resident memory. Compiler and libraries are not in it.
@@ -11,10 +12,10 @@ tensors that exist at a time, whatever allocates them, and the resident memory. 
 Peers are run if they can be imported, and named if not: torchao (int8 activations, int4 weights, Linears only) and
 brevitas (learned scales, Linears only; attention is not quantized by either).
 
-    python benchmarks/training_step.py                      # everything
-    python benchmarks/training_step.py --models swin-t      # one model; the other one stays in the results, as do
-                                                            # candidates that are not measured
-    python benchmarks/training_step.py --quick      # DeiT-T, few candidates, three rounds; writes nothing
+    python benchmarks/training_step.py                      # everything, in several sittings
+    python benchmarks/training_step.py --models swin-t --candidates "W4A4" "W4A4, regularized"
+                                                            # one sitting; all else stays in the results as it is
+    python benchmarks/training_step.py --quick              # DeiT-T, few candidates, three rounds; writes nothing
 
 The script starts itself again with a fixed mmap threshold of glibc's allocator, see `environment.py`.
 """
@@ -45,13 +46,22 @@ from hf_vaq.tables import format_table
 COMPILED_VARIANTS = 64
 """More than there are compiled candidates: they share the code of one class, of which Dynamo would compile eight
 variants and run the others uncompiled."""
+FEWER = {
+    "swin-t": [
+        *(REFERENCE, "float32, compiled", "float32, compiled, bf16 autocast"),
+        *("W4A4", "W4A4, compiled", "W4A4, compiled, bf16 autocast"),
+        *("W4A4, regularized", "W4A4, regularized, compiled", "W4A4, regularized, compiled, bf16 autocast"),
+        *("W2A2, regularized", *PEERS),
+    ]
+}
+"""Models of which not all candidates are measured: compiling one takes three minutes."""
 QUICK = (REFERENCE, "W4A4", "W4A4, regularized", "W4A4, regularized, compiled, bf16 autocast", "W4A4, not fused")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=BATCH_SIZE, default=list(BATCH_SIZE))
-    parser.add_argument("--candidates", nargs="+", help="names; all that can run if not given")
+    parser.add_argument("--candidates", nargs="+", help="names of a single sitting; all sittings if not given")
     parser.add_argument("--rounds", type=int, default=7, help="undisturbed rounds to keep")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="DeiT-T, few candidates, three rounds; writes nothing")
@@ -70,29 +80,46 @@ def main() -> None:
     if arguments.quick:
         arguments.models, arguments.rounds = ["deit-t"], 3
         arguments.candidates = arguments.candidates or list(QUICK)
-    names = arguments.candidates or list(candidates())
-    unknown = sorted(set(names) - set(candidates()))
-    if unknown:
-        sys.exit(f"unknown candidates {unknown}; known: {list(candidates())}")
-    absent = sorted(peer for peer in PEERS if importlib.util.find_spec(peer) is None and peer in names)
+    absent = sorted(peer for peer in PEERS if importlib.util.find_spec(peer) is None)
     if absent:
         print(f"not measured, because they are not installed here: {', '.join(absent)}", flush=True)
-    names = [REFERENCE, *(name for name in names if name != REFERENCE and name not in absent)]
-    quantizers, weight_passes = measure_quantizers(), measure_weight_passes()
+    unknown = sorted(set(arguments.candidates or []) - set(candidates()))
+    if unknown:
+        sys.exit(f"unknown candidates {unknown}; known: {list(candidates())}")
+    if arguments.candidates is None:
+        keep({"not_installed": absent, "quantizers": measure_quantizers(), "weight_passes": measure_weight_passes()})
+        for model in arguments.models:
+            for names in sittings(list(candidates()) if model not in FEWER else FEWER[model]):
+                subprocess.run([sys.executable, *sys.argv, "--models", model, "--candidates", *names], check=True)
+        keep({})  # with the command of the whole
+        return
+    names = [REFERENCE, *(name for name in arguments.candidates if name != REFERENCE and name not in absent)]
     for model in arguments.models:
         rows = measure_model(model, names, arguments)
         if not arguments.quick:
-            parts = {"quantizers": quantizers, "weight_passes": weight_passes}
             kept = {row["candidate"]: row for row in earlier().get(model, [])}
-            rows = list({**kept, **{row["candidate"]: row for row in rows}}.values())
-            measured = {**earlier(), "not_installed": absent, **parts, model: rows}
-            print(f"written to {write_results('training_step', measured)}")
+            keep({model: list({**kept, **{row["candidate"]: row for row in rows}}.values())})
 
 
 def earlier() -> dict[str, Any]:
     """What is in the results already."""
     path = RESULTS / "training_step.json"
     return json.loads(path.read_text())["measured"] if path.is_file() else {}
+
+
+def keep(measured: dict[str, Any]) -> None:
+    """Put that into the results; the rest stays."""
+    print(f"written to {write_results('training_step', {**earlier(), **measured})}", flush=True)
+
+
+def sittings(names: list[str]) -> list[list[str]]:
+    """The candidates that are measured together: those of one mode, and others."""
+    together: dict[tuple[bool, ...], list[str]] = {}
+    for name in names:
+        candidate = candidates()[name]
+        other = candidate.peer is not None or candidate.no_compiler or not candidate.fused
+        together.setdefault((other, candidate.compiled, candidate.autocast), []).append(name)
+    return list(together.values())
 
 
 # Time and memory
