@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from ..numerics.compiled import is_plain
 from ..numerics.fused import DTYPES
 
 AUTOMATIC_FROM = 1 << 20
@@ -46,22 +47,19 @@ def set_fusion(model: nn.Module, enabled: bool | None = None) -> bool:
 
 def may_fuse(*tensors: Tensor) -> bool:
     """Whether fused kernels can compute on the tensors, the first of which is the largest, and are worth while."""
-    if torch.compiler.is_compiling() or not all(is_plain(tensor) for tensor in tensors):
+    if torch.compiler.is_compiling() or not all(can_compute_on(tensor) for tensor in tensors):
         return False
     return torch.is_grad_enabled() or tensors[0].numel() >= INFERENCE_FROM
 
 
 def is_traced(tensor: Tensor) -> bool:
     """Whether a whole model is being compiled: it then takes the arithmetic of the kernels, which compiles well."""
-    return torch.compiler.is_compiling() and is_plain(tensor)
+    return torch.compiler.is_compiling() and can_compute_on(tensor)
 
 
-def is_plain(tensor: Tensor) -> bool:
+def can_compute_on(tensor: Tensor) -> bool:
     """Whether the kernels can compute on the tensor at all."""
-    # A subclass may mean something else than its storage: a shard of a parameter (DTensor), a tensor without values.
-    if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
-        return False
-    return tensor.dtype in DTYPES and tensor.numel() > 0 and tensor.device.type != "meta"
+    return is_plain(tensor) and tensor.dtype in DTYPES and tensor.numel() > 0 and tensor.device.type != "meta"
 
 
 def is_untouched(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -19,6 +19,11 @@ _failure: str | None = None
 def compilation_failure() -> str | None:
     """Why kernels run uncompiled in this process: the message of the compiler; None as long as none has failed."""
     return _failure
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is what its storage holds. A shard of a parameter (DTensor), say, is something else."""
+    return type(tensor) is Tensor or type(tensor) is nn.Parameter
 
 
 class CompiledKernel:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from . import native
 from .compiled import CompiledKernel
 from .groups import ScaleGroups
+from .layout import Layout
 from .levels import integer_range
 from .log_scale import LOG_BOUND
 from .room import empty_with_room, has_room
@@ -60,7 +60,7 @@ def fused_quantize(
         quantization: the rest.
         dtype: type of the result; that of `x` if not given.
     """
-    layout = _Layout(x, quantization.groups)
+    layout = Layout(x, quantization.groups)
     constants = _constants(quantization, x.numel(), x.device)
     tensors, dtype = (layout.flat(x), *layout.per_group(scale, offset), constants), dtype or x.dtype
     if not has_room(x.device):
@@ -89,7 +89,7 @@ def fused_gradients(
     Returns:
         The first in type, shape and memory order of `x`, the others float32, (groups,).
     """
-    layout = _Layout(x, quantization.groups)
+    layout = Layout(x, quantization.groups)
     constants = _constants(quantization, x.numel(), x.device)
     grad_x, grad_log_scale, grad_offset = _backward(
         (layout.flat(grad), layout.flat(x), *layout.per_group(scale, offset), constants),
@@ -204,45 +204,6 @@ def constant_values(quantization: Quantization, numel: int, scaling: float = 1.0
     return float(qn), float(qp), factor, float(count), scaling
 
 
-class _Layout:
-    """How a tensor lies in memory, seen as (n,), (groups, n) or (m, groups, n)."""
-
-    def __init__(self, x: Tensor, groups: ScaleGroups):
-        self.order: list[int] | None = None
-        self.traced = torch.compiler.is_compiling()  # the compiler of a whole model chooses the order by itself
-        if not self.traced and not x.is_contiguous():
-            order = sorted(range(x.dim()), key=lambda dimension: -x.stride(dimension))
-            if x.permute(order).is_contiguous():
-                self.order = order
-        self.sizes = list(x.shape) if self.order is None else [x.shape[i] for i in self.order]
-        self.groups = groups
-        if groups.count == 1:
-            self.shape: tuple[int, ...] = tuple(x.shape) if self.traced else (x.numel(),)
-        else:
-            dimension = groups.dim % x.dim()
-            position = dimension if self.order is None else self.order.index(dimension)
-            outer = prod(self.sizes[:position])
-            inner = x.numel() // (outer * groups.count)
-            self.shape = (groups.count, inner) if outer == 1 else (outer, groups.count, inner)
-
-    def flat(self, x: Tensor) -> Tensor:
-        """A view of `x` in this layout; a copy if it lies in memory otherwise."""
-        x = x.detach()
-        if self.traced:
-            return x.reshape(self.shape)
-        return (x if self.order is None else x.permute(self.order)).reshape(self.shape).contiguous()
-
-    def restore(self, flat: Tensor) -> Tensor:
-        """A view of what `flat` returned, in the shape of the tensor."""
-        x = flat.reshape(self.sizes)
-        return x if self.order is None else x.permute([self.order.index(i) for i in range(len(self.order))])
-
-    def per_group(self, scale: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Scale and offset in a shape that broadcasts."""
-        shape = () if self.groups.count == 1 else (self.groups.count, 1)
-        return scale.detach().reshape(shape), None if offset is None else offset.detach().reshape(shape)
-
-
 # The kernels. All arithmetic is in float32; limits and factors come as a tensor, see `_constants`.
 
 
@@ -264,7 +225,7 @@ def slopes(x: Tensor, scale: Tensor, offset: Tensor | None, constants: Tensor) -
 
 
 def _reduced(x: Tensor, scale: Tensor) -> list[int]:
-    """The dimensions of `x` over which a scale is shared, see `_Layout`."""
+    """The dimensions of `x` over which a scale is shared, see `Layout`."""
     if scale.dim() == 0:
         return list(range(x.dim()))
     return [0, 2] if x.dim() == 3 else [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class ScaleGroups:
             raise ValueError(
                 f"{name}: {self.count} groups do not divide its size {shape[self.dim]} in dimension {self.dim}."
             )
+
+    def layout(self, shape: torch.Size | tuple[int, ...]) -> tuple[int, int, int]:
+        """How a contiguous tensor of this shape is seen by groups: (repetitions, count, consecutive elements)."""
+        outer = 1 if self.count == 1 else prod(shape[: self.dim % len(shape)])
+        return outer, self.count, prod(shape) // (outer * self.count)
 
     def expand(self, values: Tensor, shape: torch.Size) -> Tensor:
         """Spread one value per group, (count,), so that it broadcasts against a tensor of the given shape."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..compiled import compilation_failure
+from ..compiled import compilation_failure, is_plain
 from ..groups import ScaleGroups
 from ..levels import integer_range
 from ..log_scale import LOG_BOUND
@@ -38,12 +37,12 @@ def can_run(weights: Sequence[Tensor]) -> bool:
     # Whoever wants nothing compiled, or cannot compile, gets nothing compiled.
     if torch.compiler.is_compiling() or compilation_failure() is not None:
         return False
-    return all(_is_plain(weight) for weight in weights) and kernels() is not None
+    return all(_is_taken(weight) for weight in weights) and kernels() is not None
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
-    return plain and tensor.dtype == torch.float32 and tensor.is_contiguous()
+def _is_taken(tensor: Tensor) -> bool:
+    on_cpu = is_plain(tensor) and tensor.device.type == "cpu"
+    return on_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
 def bin_regularizer(
@@ -113,10 +112,7 @@ def _table(
     scales = torch.cat([weight.scale for weight in weights])
     rows, scale = [], scales.data_ptr()
     for weight, *others in zip(weights, gradients or none, codes or none, histories or none, strict=True):
-        count, shape = weight.groups.count, weight.values.shape
-        outer = 1 if count == 1 else prod(shape[: weight.groups.dim % len(shape)])
-        layout = outer, count, weight.values.numel() // (outer * count), weight.bits
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (weight.values, *others)]
-        rows.append([*pointers, scale, *layout])
-        scale += 4 * count
+        rows.append([*pointers, scale, *weight.groups.layout(weight.values.shape), weight.bits])
+        scale += 4 * weight.groups.count
     return torch.tensor(rows, dtype=torch.int64), scales
