@@ -43,7 +43,8 @@ struct Group {
 
   int64_t size() const { return weight->outer * weight->inner; }
 
-  // Calls f(first, count) for the blocks of the group, `first` counted from the beginning of the tensor.
+  // Calls f(first, count) for the blocks of the group, `first` counted from the beginning of the tensor; they have
+  // `most` weights, or fewer.
   template <class F>
   void blocks(F f, int64_t most = kBlock) const {
     for (int64_t o = 0; o < weight->outer; o++) {
