@@ -36,10 +36,21 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
+def processor_vendor() -> str:
+    """Return who made the processor, as it says itself ("GenuineIntel", "AuthenticAMD"); "" where it does not."""
+    named = _cpuinfo("vendor_id")
+    if named is None and "GenuineIntel" in platform.processor():  # as Windows describes it
+        return "GenuineIntel"
+    return named or ""
+
+
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str | None:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), None)

@@ -1,8 +1,8 @@
 """The matrix products that give the gradients of a linear layer, from the fastest library that PyTorch carries.
 
-On CPUs PyTorch multiplies float32 matrices with MKL, which runs at less than half speed on processors that are not
+On x86 PyTorch multiplies float32 matrices with MKL, which runs at less than half speed on processors that are not
 Intel's; oneDNN, which PyTorch uses for convolutions, does not. A product of matrices is a convolution with a kernel of
-one pixel, so the gradients are computed as such. Only sums are taken in another order. Forward passes keep the
+one pixel, so there the gradients are computed as such. Only sums are taken in another order. Forward passes keep the
 library that everybody else uses: the logits must have the same bits in training form and packed.
 """
 
@@ -11,12 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..machine import processor_vendor
+
 LARGE = 1 << 16
 """Elements of a gradient from which a convolution is worth its greater overhead."""
 NARROW = 16
 """Features below which it is not: they do not fill a vector register."""
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_MKL_IS_SLOW = (
+    torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available() and processor_vendor() != "GenuineIntel"
+)
 _GEOMETRY = [1, 1], [0, 0], [1, 1], False, [0, 0], 1  # stride, padding, dilation, transposed, output padding, groups
 
 
@@ -33,10 +37,10 @@ def gradient_of_linear_input(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """
     if not _by_convolution(grad, *weight.shape):
         return grad @ weight
-    rows, values = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-    values = _as_the_result(values, rows.dtype)
-    result = _convolution_backward(rows, values, weight, [True, False, False])[0]
-    return result.permute(0, 2, 3, 1).reshape(*grad.shape[:-1], weight.shape[1])
+    rows = grad.reshape(-1, grad.shape[-1])
+    values = _as_the_result(x.reshape(-1, x.shape[-1]), rows.dtype)
+    by_input = torch.ops.hf_vaq.by_linear_input if torch.compiler.is_compiling() else _by_input
+    return by_input(rows, values, weight).view(*grad.shape[:-1], weight.shape[1])
 
 
 def gradient_of_linear_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -53,13 +57,12 @@ def gradient_of_linear_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor
     rows, values = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
     if not _by_convolution(grad, rows.shape[1], values.shape[1]):
         return rows.t() @ values
-    weight = _as_the_result(weight, rows.dtype)
-    result = _convolution_backward(rows, values, weight, [False, True, False])[1]
-    return result.reshape(rows.shape[1], values.shape[1])
+    by_weight = torch.ops.hf_vaq.by_linear_weight if torch.compiler.is_compiling() else _by_weight
+    return by_weight(rows, values, _as_the_result(weight, rows.dtype))
 
 
 def _by_convolution(grad: Tensor, *features: int) -> bool:
-    plain = _HAS_ONEDNN and grad.device.type == "cpu" and grad.dtype == torch.float32
+    plain = _MKL_IS_SLOW and grad.device.type == "cpu" and grad.dtype == torch.float32
     return plain and grad.numel() >= LARGE and min(features) >= NARROW
 
 
@@ -70,7 +73,43 @@ def _as_the_result(like: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(like.shape, dtype=dtype, device=like.device)
 
 
+def _by_input(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """(rows, in_features) from (rows, out_features); `x` is only like the result."""
+    result = _convolution_backward(grad, x, weight, [True, False, False])[0]
+    return result.permute(0, 2, 3, 1).reshape(x.shape)
+
+
+def _by_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """(out_features, in_features) from (rows, out_features) and (rows, in_features); `weight` is like the result."""
+    result = _convolution_backward(grad, x, weight, [False, True, False])[1]
+    return result.reshape(weight.shape)
+
+
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
     """Gradients of a convolution over an image of one row, a pixel for each row of `grad`, channels last in memory."""
     image = [rows[None, None].permute(0, 3, 1, 2) for rows in (grad, x)]
     return torch.ops.aten.convolution_backward(*image, weight[:, :, None, None], None, *_GEOMETRY, wanted)
+
+
+# In a model that is compiled as a whole the two are operators, not convolutions: of an image of one row the compiler
+# forgets that its channels are last, and every matrix would be transposed in memory before its product.
+
+
+@torch.library.custom_op("hf_vaq::by_linear_input", mutates_args=())
+def _by_linear_input(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return _by_input(grad, x, weight).contiguous()
+
+
+@_by_linear_input.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("hf_vaq::by_linear_weight", mutates_args=())
+def _by_linear_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return _by_weight(grad, x, weight).contiguous()
+
+
+@_by_linear_weight.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 
 from hf_vaq.numerics import products
 from hf_vaq.numerics.products import LARGE, NARROW, gradient_of_linear_input, gradient_of_linear_weight
@@ -14,6 +15,15 @@ SIZES = {
 }
 
 
+@pytest.fixture(params=[False, True], ids=["matrices", "convolutions"])
+def by_convolution(request, monkeypatch):
+    """As on a processor where matrix products are slow, and as on one where they are not."""
+    if request.param and not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(products, "_MKL_IS_SLOW", request.param)
+    return request.param
+
+
 def operands(size, dtype=torch.float32):
     rows, out_features, in_features = SIZES[size]
     shapes = (*rows, out_features), (*rows, in_features), (out_features, in_features)
@@ -21,7 +31,7 @@ def operands(size, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_products_equal_those_in_float64(size):
+def test_products_equal_those_in_float64(size, by_convolution):
     grad, x, weight = operands(size)
     by_input, by_weight = gradient_of_linear_input(grad, x, weight), gradient_of_linear_weight(grad, x, weight)
     wanted = torch.einsum("ro,ri->oi", grad.double().flatten(0, -2), x.double().flatten(0, -2))
@@ -31,7 +41,7 @@ def test_products_equal_those_in_float64(size):
 
 
 @pytest.mark.parametrize("transposed", ["grad", "x", "weight"])
-def test_operands_may_lie_in_memory_in_any_order(transposed):
+def test_operands_may_lie_in_memory_in_any_order(transposed, by_convolution):
     tensors = dict(zip(("grad", "x", "weight"), operands("large"), strict=True))
     wanted = gradient_of_linear_input(**tensors)
     wanted_weight = gradient_of_linear_weight(**tensors)
@@ -43,6 +53,7 @@ def test_operands_may_lie_in_memory_in_any_order(transposed):
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 def test_only_large_products_in_float32_are_convolutions(monkeypatch):
     calls = []
+    monkeypatch.setattr(products, "_MKL_IS_SLOW", True)
     monkeypatch.setattr(products, "_convolution_backward", lambda *arguments: calls.append(arguments))
     for size, dtype in (("small", torch.float32), ("few features", torch.float32), ("large", torch.bfloat16)):
         grad, x, weight = operands(size, dtype)
@@ -53,3 +64,18 @@ def test_only_large_products_in_float32_are_convolutions(monkeypatch):
     with pytest.raises(TypeError):  # the stand-in returns nothing
         gradient_of_linear_weight(grad, x, weight)
     assert len(calls) == 1
+
+
+def test_a_compiled_model_gets_the_same_and_copies_no_operand(by_convolution):
+    grad, x, weight = operands("large")
+
+    def gradients(grad, x, weight):
+        grad = grad * 2  # made by the compiler, as in a model
+        return gradient_of_linear_input(grad, x, weight), gradient_of_linear_weight(grad, x, weight)
+
+    found, code = run_and_get_code(torch.compile(gradients, fullgraph=True), grad, x, weight)
+    for result, wanted in zip(found, gradients(grad, x, weight), strict=True):
+        torch.testing.assert_close(result, wanted, rtol=1e-4, atol=1e-3)
+        assert result.is_contiguous()
+    assert "convolution_backward" not in "".join(code)
+    assert ("by_linear_weight" in "".join(code)) == by_convolution
