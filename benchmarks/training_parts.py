@@ -11,8 +11,9 @@ from training_candidates import BATCH_SIZE, Candidate, TrainingStep, forget_mode
 
 from hf_vaq.numerics.compiled import uncompiled
 from hf_vaq.numerics.fake_quantize import fake_quantize
-from hf_vaq.numerics.fused import Quantization, fused_gradients, fused_quantize
+from hf_vaq.numerics.fused import fused_gradients, fused_quantize
 from hf_vaq.numerics.groups import ScaleGroups
+from hf_vaq.numerics.quantization import Quantization
 from hf_vaq.speed.timing import time_interleaved
 from hf_vaq.tables import format_table
 from hf_vaq.training.regularization import add_regularizer_gradient

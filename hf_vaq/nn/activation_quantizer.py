@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..numerics.fake_quantize import activation_gradient_factor, fake_quantize
-from ..numerics.fused import Quantization
 from ..numerics.groups import ScaleGroups
 from ..numerics.levels import integer_range
 from ..numerics.log_scale import log_from_scale, scale_from_log
+from ..numerics.quantization import Quantization
 from . import traced
 from .activation_statistics import ActivationStatistics
 from .fused_layers import Scaled, quantize

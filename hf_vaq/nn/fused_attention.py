@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..numerics.fused import (
-    Quantization,
     fused_head_gradients,
     fused_quantize,
     fused_quantize_heads,
     fused_softmax_gradients,
 )
+from ..numerics.quantization import Quantization
 from ..numerics.room import empty_with_room, has_room
 from .fused_layers import Scaled
 from .operations import autocast_dtype

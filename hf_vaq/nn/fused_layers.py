@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..numerics.fused import Quantization, fused_gradients, fused_quantize, fused_weight_gradients
+from ..numerics.fused import fused_gradients, fused_quantize, fused_weight_gradients
+from ..numerics.quantization import Quantization
 from .operations import Conv2d, Linear, autocast_dtype
 from .recomputed import Gelu, LayerNorm, Recomputed, Source, source_of
 

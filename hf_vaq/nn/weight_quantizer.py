@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..numerics.fake_quantize import fake_quantize, quantize_to_codes, weight_gradient_factor
-from ..numerics.fused import Quantization
 from ..numerics.groups import ScaleGroups
 from ..numerics.levels import integer_range
 from ..numerics.log_scale import log_from_scale, scale_from_log
+from ..numerics.quantization import Quantization
 from ..numerics.scale_init import least_squares_scale, statistics_scale
 from . import traced
 from .fused_layers import Scaled, quantize

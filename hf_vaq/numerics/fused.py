@@ -7,7 +7,6 @@ gradients are computed again (there is no second tensor to keep alive, and nothi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -15,33 +14,13 @@ from torch import Tensor
 
 from . import native
 from .compiled import CompiledKernel
-from .groups import ScaleGroups
 from .layout import Layout
-from .levels import integer_range
 from .log_scale import LOG_BOUND
+from .native import quantizers
+from .quantization import Quantization, constant_values, factor_rule
 from .room import empty_with_room, has_room
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """All that a fake quantizer is besides its tensors.
-
-    Attributes:
-        bits: 2 to 8.
-        groups: which elements share a scale.
-        signed: range of the codes.
-        factor: what multiplies the gradient of scale and offset: "numel" is 1 / sqrt(numel Qp); "l1" follows the
-            magnitude, see `weight_gradient_factor` and `activation_gradient_factor`; "none" computes no such gradient.
-        weight: whether "l1" means that of a weight or that of an activation.
-    """
-
-    bits: int
-    groups: ScaleGroups
-    signed: bool = True
-    factor: str = "none"
-    weight: bool = False
 
 
 def fused_quantize(
@@ -60,6 +39,8 @@ def fused_quantize(
         quantization: the rest.
         dtype: type of the result; that of `x` if not given.
     """
+    if dtype in (None, torch.float32) and native.can_run((x, scale, offset)):
+        return quantizers.quantize(x, scale, offset, quantization)
     layout = Layout(x, quantization.groups)
     constants = _constants(quantization, x.numel(), x.device)
     tensors, dtype = (layout.flat(x), *layout.per_group(scale, offset), constants), dtype or x.dtype
@@ -89,6 +70,8 @@ def fused_gradients(
     Returns:
         The first in type, shape and memory order of `x`, the others float32, (groups,).
     """
+    if grad.dtype == torch.float32 and native.can_run((x, scale, offset)):
+        return quantizers.gradients(grad.contiguous(), x, scale, offset, quantization)
     layout = Layout(x, quantization.groups)
     constants = _constants(quantization, x.numel(), x.device)
     grad_x, grad_log_scale, grad_offset = _backward(
@@ -102,12 +85,9 @@ def fused_weight_gradients(
     grad: Tensor, weight: Tensor, scale: Tensor, quantization: Quantization
 ) -> tuple[Tensor, Tensor | None]:
     """The first two of `fused_gradients` for a weight. `grad` may be overwritten, and be the first of them."""
-    rule = factor_rule(quantization)
-    if rule == "none" or not native.can_run((grad, weight)):
-        return fused_gradients(grad, weight, scale, None, quantization)[:2]
-    factor = constant_values(quantization, weight.numel())[2] if rule == "numel" else None
-    latent = native.LatentWeight(weight, quantization.groups, scale, quantization.bits)
-    return grad, native.weight_gradients(grad, latent, factor)
+    if native.can_run((grad, weight, scale)):
+        return quantizers.gradients(grad, weight, scale, None, quantization, in_place=True)[:2]
+    return fused_gradients(grad, weight, scale, None, quantization)[:2]
 
 
 def fused_quantize_heads(
@@ -122,6 +102,8 @@ def fused_quantize_heads(
         quantization: the rest; the groups are along dimension 1.
         dtype: type of the result; that of `x` if not given.
     """
+    if dtype in (None, torch.float32) and native.can_run((x.transpose(1, 2), scale)):
+        return quantizers.quantize_heads(x, scale, quantization)
     constants = _constants(quantization, x.numel(), x.device)
     tensors, dtype = (x.transpose(1, 2), _per_head(scale), constants), dtype or x.dtype
     if not has_room(x.device):
@@ -135,6 +117,8 @@ def fused_head_gradients(
     grad: Tensor, x: Tensor, scale: Tensor, quantization: Quantization
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients for `fused_quantize_heads`, by `x` in its memory order, and by the logarithmic scale parameter."""
+    if native.can_run((grad, x.transpose(1, 2), scale)):
+        return quantizers.head_gradients(grad, x, scale, quantization)
     constants = _constants(quantization, x.numel(), x.device)
     grad_x, grad_log_scale = _heads_backward(
         (grad, x.transpose(1, 2), _per_head(scale), constants), (factor_rule(quantization),)
@@ -157,21 +141,14 @@ def fused_softmax_gradients(
     Returns:
         Gradients by the scores, in the type of `grad`, and by the logarithmic scale parameter.
     """
+    if native.can_run((grad, probabilities, scale)):
+        return quantizers.softmax_gradients(grad, probabilities, scale, quantization, scaling)
     constants = _constants(quantization, probabilities.numel(), probabilities.device, scaling)
     return _softmax_backward((grad, probabilities, _per_head(scale), constants), (factor_rule(quantization),))
 
 
 def _per_head(scale: Tensor) -> Tensor:
     return scale.reshape(()) if scale.numel() == 1 else scale.view(-1, 1)
-
-
-def factor_rule(quantization: Quantization) -> str:
-    """How `gradient_factor` finds the factor on gradients of scale and offset."""
-    if quantization.factor != "l1":
-        return quantization.factor
-    if quantization.weight:
-        return "l1 of the group"
-    return "numel" if quantization.groups.count == 1 else "mean l1 of the groups"
 
 
 def _constants(
@@ -192,16 +169,6 @@ def _constant_tensor(quantization: Quantization, numel: int, device: torch.devic
     # Made outside of inference mode even when first asked for inside: it may be used in training later.
     with torch.inference_mode(False):
         return torch.tensor(constant_values(quantization, numel, scaling), dtype=torch.float32, device=device)
-
-
-def constant_values(quantization: Quantization, numel: int, scaling: float = 1.0) -> tuple[float, ...]:
-    """Limits, the gradient factor as far as it is a constant, number of groups, and `scaling`."""
-    qn, qp = integer_range(quantization.bits, quantization.signed)
-    count = quantization.groups.count
-    factor = (numel / count * qp) ** -0.5
-    if quantization.factor == "l1" and not quantization.weight and count == 1:
-        factor = 1 / (numel**0.5 * qp)
-    return float(qn), float(qp), factor, float(count), scaling
 
 
 # The kernels. All arithmetic is in float32; limits and factors come as a tensor, see `_constants`.

@@ -13,7 +13,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from .fused import Quantization, chain_rule, constant_values, factor_rule, gradient_factor, slopes
+from .fused import chain_rule, gradient_factor, slopes
+from .quantization import Quantization, constant_values, factor_rule
 
 Gradients = tuple[Tensor, Tensor | None, Tensor | None]
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from hf_vaq.nn import traced
 from hf_vaq.nn.fused_layers import Scaled
 from hf_vaq.numerics.fake_quantize import fake_quantize
-from hf_vaq.numerics.fused import Quantization
 from hf_vaq.numerics.groups import ScaleGroups
 from hf_vaq.numerics.levels import integer_range
 from hf_vaq.numerics.log_scale import log_from_scale, scale_from_log
+from hf_vaq.numerics.quantization import Quantization
 
 FACTOR = "numel"
 SCALES = {"weight": 0.11, "turned": 0.11, "rows": 0.3, "heads": 0.3, "gelu": 0.1, "plain": 0.02, "masked": 0.02}

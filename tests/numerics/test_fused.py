@@ -9,7 +9,6 @@ from hf_vaq.numerics import compiled
 from hf_vaq.numerics.compiled import CompiledKernel, compilation_failure, uncompiled
 from hf_vaq.numerics.fake_quantize import fake_quantize
 from hf_vaq.numerics.fused import (
-    Quantization,
     fused_gradients,
     fused_head_gradients,
     fused_quantize,
@@ -18,6 +17,7 @@ from hf_vaq.numerics.fused import (
 )
 from hf_vaq.numerics.groups import ScaleGroups
 from hf_vaq.numerics.levels import integer_range
+from hf_vaq.numerics.quantization import Quantization
 
 TENSOR, LAST_HEADS, CHANNELS = ScaleGroups(), ScaleGroups(4, -1), ScaleGroups(6, 0)
 CASES = {

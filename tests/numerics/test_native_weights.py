@@ -8,10 +8,11 @@ from hf_vaq.numerics import native
 from hf_vaq.numerics.bins import bin_regularizer
 from hf_vaq.numerics.compiled import uncompiled
 from hf_vaq.numerics.fake_quantize import quantize_to_codes
-from hf_vaq.numerics.fused import Quantization, fused_weight_gradients
+from hf_vaq.numerics.fused import fused_weight_gradients
 from hf_vaq.numerics.groups import ScaleGroups
 from hf_vaq.numerics.native import LatentWeight, loading
 from hf_vaq.numerics.oscillation import Oscillations
+from hf_vaq.numerics.quantization import Quantization
 
 needs_kernels = pytest.mark.skipif(loading.kernels() is None, reason="needs a C++ compiler")
 

@@ -1,5 +1,6 @@
-"""Compiled kernels for what training does with quantized weights, on CPUs of any kind."""
+"""Compiled kernels for what training does with quantizers and quantized weights, on CPUs of any kind."""
 
-from .ops import LatentWeight, bin_regularizer, can_run, count_oscillations, weight_gradients
+from .loading import can_run
+from .weights import LatentWeight, bin_regularizer, count_oscillations
 
-__all__ = ["LatentWeight", "bin_regularizer", "can_run", "count_oscillations", "weight_gradients"]
+__all__ = ["LatentWeight", "bin_regularizer", "can_run", "count_oscillations"]

@@ -1,9 +1,7 @@
-// What training does with quantized weights: once a step with all of them the bin regularizer and the count of
-// oscillations, and in the backward pass, with one after the other, the gradients of the quantizer.
+// What training does once a step with all quantized weights: the bin regularizer and the count of oscillations.
 //
-// Of a whole model the unit of work is a scale group, which one thread handles from its first weight to its last; of
-// one weight it is a part of a group of fixed size. So results do not depend on the number of threads.
-// Definitions: numerics/bins.py, numerics/oscillation.py and numerics/fused.py.
+// The unit of work is a scale group, which one thread handles from its first weight to its last. So results do not
+// depend on the number of threads. Definitions: numerics/bins.py and numerics/oscillation.py.
 
 #include <algorithm>
 #include <cmath>
@@ -17,7 +15,6 @@
 namespace {
 
 constexpr int64_t kBlock = 1024;  // weights whose levels and distances wait in the first-level cache
-constexpr int64_t kPart = 16384;  // weights of a group that one thread handles, where the others wait for a single one
 constexpr int kMasked = 4;        // bits up to which comparing with every level is faster than scattering
 
 // One row of the table that Python fills, see native/ops.py.
@@ -43,13 +40,12 @@ struct Group {
 
   int64_t size() const { return weight->outer * weight->inner; }
 
-  // Calls f(first, count) for the blocks of the group, `first` counted from the beginning of the tensor; they have
-  // `most` weights, or fewer.
+  // Calls f(first, count) for the blocks of the group, `first` counted from the beginning of the tensor.
   template <class F>
-  void blocks(F f, int64_t most = kBlock) const {
+  void blocks(F f) const {
     for (int64_t o = 0; o < weight->outer; o++) {
       const int64_t begin = (o * weight->groups + index) * weight->inner;
-      for (int64_t i = 0; i < weight->inner; i += most) f(begin + i, std::min(most, weight->inner - i));
+      for (int64_t i = 0; i < weight->inner; i += kBlock) f(begin + i, std::min(kBlock, weight->inner - i));
     }
   }
 };
@@ -291,34 +287,6 @@ void count_changes(const Group& group, Step step) {
   });
 }
 
-// A part of a group, and sums over it: of the derivatives by the scale times the gradient, and of the magnitudes.
-struct Part {
-  const Group* group;
-  int64_t first, count;
-  double by_scale = 0, magnitudes = 0;
-};
-
-// Turns the gradient of the quantized values of a part into that of the values; takes its sums.
-void pass_quantizer(Part& part) {
-  const Weight& weight = *part.group->weight;
-  const float scale = part.group->scale, lowest = part.group->lowest, highest = part.group->highest;
-  for (int64_t first = 0; first < part.count; first += kBlock) {
-    const int64_t count = std::min(kBlock, part.count - first);
-    const float* values = weight.values + part.first + first;
-    float *gradient = weight.gradient + part.first + first, by_scale = 0, magnitudes = 0;
-#pragma omp simd reduction(+ : by_scale, magnitudes)
-    for (int64_t i = 0; i < count; i++) {
-      const float v = values[i] / scale, g = gradient[i];
-      const bool inside = v > lowest && v < highest;
-      const float level = rounded(v < lowest ? lowest : (v > highest ? highest : v));  // of NaN: NaN
-      by_scale += (level - (inside ? v : 0)) * g;
-      magnitudes += std::fabs(values[i]);
-      gradient[i] = inside ? g : 0;
-    }
-    part.by_scale += by_scale, part.magnitudes += magnitudes;
-  }
-}
-
 std::vector<Group> all_groups(const Weight* weights, int64_t count) {
   std::vector<Group> groups;
   for (int64_t i = 0; i < count; i++)
@@ -351,22 +319,6 @@ void vaq_count_oscillations(const void* table, int64_t count, float increment, i
       count_changes<Half>(groups[i], step);
     else
       count_changes<Single>(groups[i], step);
-  }
-}
-
-// Turns the gradient of one quantized weight into that of the weight. Writes for every group the sum of derivatives by
-// the scale times the gradient, and the sum of magnitudes.
-void vaq_pass_quantizer(const void* row, double* by_scale, double* magnitudes, int threads) {
-  const Weight* weight = static_cast<const Weight*>(row);
-  const std::vector<Group> groups = all_groups(weight, 1);
-  std::vector<Part> parts;
-  for (const Group& group : groups)
-    group.blocks([&](int64_t first, int64_t count) { parts.push_back({&group, first, count}); }, kPart);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (size_t i = 0; i < parts.size(); i++) pass_quantizer(parts[i]);
-  for (const Part& part : parts) {
-    by_scale[part.group->index] += part.by_scale;
-    magnitudes[part.group->index] += part.magnitudes;
   }
 }
 }

@@ -1,4 +1,4 @@
-"""The compiled kernels as functions of tensors."""
+"""The compiled kernels for all weights of a model as functions of tensors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..compiled import compilation_failure, is_plain
 from ..groups import ScaleGroups
-from ..levels import integer_range
-from ..log_scale import LOG_BOUND
 from ..oscillation import Oscillations
 from .loading import kernels
 
@@ -32,19 +29,6 @@ class LatentWeight(NamedTuple):
     bits: int
 
 
-def can_run(weights: Sequence[Tensor]) -> bool:
-    """Whether the kernels exist, and take these weights: contiguous, float32, on the CPU."""
-    # Whoever wants nothing compiled, or cannot compile, gets nothing compiled.
-    if torch.compiler.is_compiling() or compilation_failure() is not None:
-        return False
-    return all(_is_taken(weight) for weight in weights) and kernels() is not None
-
-
-def _is_taken(tensor: Tensor) -> bool:
-    on_cpu = is_plain(tensor) and tensor.device.type == "cpu"
-    return on_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
-
-
 def bin_regularizer(
     weights: Sequence[LatentWeight], gradients: Sequence[Tensor | None] | None = None, factor: float = 1.0
 ) -> Tensor:
@@ -59,7 +43,7 @@ def bin_regularizer(
         The regularizer without `factor`, a float32 scalar.
     """
     table, scales = _table(weights, gradients or [None] * len(weights))
-    value = kernels().vaq_bin_regularizer(table.data_ptr(), len(weights), factor, torch.get_num_threads())
+    value = kernels().weights.vaq_bin_regularizer(table.data_ptr(), len(weights), factor, torch.get_num_threads())
     del scales  # the table points to them
     return torch.tensor(value, dtype=torch.float32)
 
@@ -75,30 +59,8 @@ def count_oscillations(weights: Sequence[LatentWeight], oscillations: Oscillatio
     table, scales = _table(weights, codes=oscillations.codes.split(sizes), histories=oscillations.history.split(sizes))
     half = oscillations.history.dtype == torch.float16
     step = oscillations.begin_step()
-    kernels().vaq_count_oscillations(table.data_ptr(), len(weights), *step, half, torch.get_num_threads())
+    kernels().weights.vaq_count_oscillations(table.data_ptr(), len(weights), *step, half, torch.get_num_threads())
     del scales
-
-
-def weight_gradients(grad: Tensor, weight: LatentWeight, factor: float | None) -> Tensor:
-    """The gradients of `fused.fused_gradients` for a weight; `grad` itself becomes the gradient of the weight.
-
-    Args:
-        grad: gradient of the quantized weight, a tensor that `can_run` takes.
-        weight: likewise.
-        factor: on the gradient of the scale; None for 1 / sqrt(l1 Qp), with l1 the sum of magnitudes in the group.
-
-    Returns:
-        The gradient by the logarithmic scale parameter, float32, (groups,).
-    """
-    table, scales = _table([weight], [grad])
-    sums = torch.zeros(2, weight.groups.count, dtype=torch.float64)
-    by_scale, magnitudes = sums
-    threads = torch.get_num_threads()
-    kernels().vaq_pass_quantizer(table.data_ptr(), by_scale.data_ptr(), magnitudes.data_ptr(), threads)
-    _, highest = integer_range(weight.bits)
-    factors = (magnitudes * highest).clamp_min(torch.finfo(torch.float32).tiny).rsqrt() if factor is None else factor
-    position = scales.log() / LOG_BOUND  # = tanh(l / B)
-    return (by_scale * factors * scales * (1 - position * position)).float()
 
 
 def _table(
