@@ -17,6 +17,7 @@ from hf_vaq.numerics.fused import (
 )
 from hf_vaq.numerics.groups import ScaleGroups
 from hf_vaq.numerics.levels import integer_range
+from hf_vaq.numerics.native import loading
 from hf_vaq.numerics.quantization import Quantization
 
 TENSOR, LAST_HEADS, CHANNELS = ScaleGroups(), ScaleGroups(4, -1), ScaleGroups(6, 0)
@@ -66,19 +67,38 @@ def by_formula(x, grad, scale, offset, quantization):
     return grad * inside, grad_log_scale, groups.collect(grad * ~inside).sum(1) * factor
 
 
+DTYPES_AND_KINDS = [
+    (torch.float32, "plain"),
+    (torch.float32, "native"),
+    (torch.bfloat16, "plain"),
+    (torch.float16, "plain"),
+]
+
+
+@pytest.fixture(params=["plain", "native"])
+def kind(request):
+    """Of kernels: plain functions, or native code, which float32 on a CPU gets where there is a C++ compiler."""
+    if request.param == "plain":
+        with uncompiled():
+            yield request.param
+    elif loading.kernels() is None:
+        pytest.skip("needs a C++ compiler")
+    else:
+        yield request.param
+
+
 @pytest.mark.parametrize("with_offset", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dtype", "kind"), DTYPES_AND_KINDS, indirect=["kind"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("bits", "signed"), [(2, True), (4, True), (4, False), (8, True), (8, False)])
-def test_values_equal_the_reference_and_gradients_the_formula(bits, signed, case, dtype, with_offset):
+def test_values_equal_the_reference_and_gradients_the_formula(bits, signed, case, dtype, with_offset, kind):
     x, scale, offset = tensors(case, dtype, with_offset)
     groups = CASES[case][1]
     for factor, weight in (("numel", False), ("l1", False), ("l1", True)):
         quantization = Quantization(bits, groups, signed, factor, weight)
-        with uncompiled():
-            values = fused_quantize(x, scale, offset, quantization)
-            grad = torch.randn_like(x)
-            found = fused_gradients(grad, x, scale, offset, quantization)
+        values = fused_quantize(x, scale, offset, quantization)
+        grad = torch.randn_like(x)
+        found = fused_gradients(grad, x, scale, offset, quantization)
         reference = fake_quantize(
             x, expanded(groups, scale, x), bits, signed=signed, offset=expanded(groups, offset, x)
         )
@@ -90,17 +110,17 @@ def test_values_equal_the_reference_and_gradients_the_formula(bits, signed, case
             torch.testing.assert_close(found[2].double(), wanted[2], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["plain"], indirect=True)  # native code takes contiguous tensors only
 @pytest.mark.parametrize(
     "x",
     [torch.randn(2, 7, 4, 6).transpose(1, 2), torch.randn(9, 8)[:, ::2], torch.randn(3, 5).t(), torch.randn(4, 6)],
     ids=["queries", "gaps", "transposed", "contiguous"],
 )
-def test_memory_order_is_kept_and_does_not_matter(x):
+def test_memory_order_is_kept_and_does_not_matter(x, kind):
     quantization = Quantization(4, ScaleGroups(), factor="numel")
-    scale, grad = torch.tensor([0.3]), torch.randn(x.shape)
-    with uncompiled():
-        values = fused_quantize(x, scale, None, quantization)
-        grad_x, grad_log_scale, _ = fused_gradients(grad, x, scale, None, quantization)
+    scale, grad = torch.tensor([0.3]), torch.randn(x.shape[::-1]).permute(*reversed(range(x.dim())))
+    values = fused_quantize(x, scale, None, quantization)
+    grad_x, grad_log_scale, _ = fused_gradients(grad, x, scale, None, quantization)
     assert torch.equal(values, fake_quantize(x, scale, 4))
     wanted = by_formula(x, grad, scale, None, quantization)
     assert torch.equal(grad_x.double(), wanted[0])
@@ -109,15 +129,15 @@ def test_memory_order_is_kept_and_does_not_matter(x):
         assert values.shape == x.shape
 
 
+@pytest.mark.parametrize("sizes", [(2, 5, 4, 6), (1, 700, 4, 40)], ids=["small", "parts"])
 @pytest.mark.parametrize("groups", [ScaleGroups(), ScaleGroups(4, 1)])
-def test_heads_are_quantized_and_moved_at_once(groups):
-    physical = torch.randn(2, 5, 4, 6)
+def test_heads_are_quantized_and_moved_at_once(groups, sizes, kind):
+    physical = torch.randn(sizes)
     x, scale = physical.transpose(1, 2), torch.rand(groups.count) + 0.1
     quantization = Quantization(3, groups, factor="l1")
     grad = torch.randn(x.shape)
-    with uncompiled():
-        values = fused_quantize_heads(x, scale, quantization)
-        grad_x, grad_log_scale = fused_head_gradients(grad, x, scale, quantization)
+    values = fused_quantize_heads(x, scale, quantization)
+    grad_x, grad_log_scale = fused_head_gradients(grad, x, scale, quantization)
     assert values.is_contiguous() and torch.equal(values, fake_quantize(x, expanded(groups, scale, x), 3))
     assert grad_x.transpose(1, 2).is_contiguous()
     wanted = by_formula(x, grad, scale, None, quantization)
@@ -125,16 +145,16 @@ def test_heads_are_quantized_and_moved_at_once(groups):
     torch.testing.assert_close(grad_log_scale.double(), wanted[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("tokens", [5, 150])
 @pytest.mark.parametrize("groups", [ScaleGroups(), ScaleGroups(3, 1)])
-def test_gradient_through_quantizer_and_softmax_equals_that_of_one_after_the_other(groups):
-    scores = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+def test_gradient_through_quantizer_and_softmax_equals_that_of_one_after_the_other(groups, tokens, kind):
+    scores = torch.randn(2, 3, tokens, tokens, dtype=torch.float64, requires_grad=True)
     probabilities = scores.softmax(-1)
     scale = torch.linspace(0.02, 0.05, groups.count)
     quantization = Quantization(3, groups, signed=False, factor="numel")
-    grad = torch.randn(2, 3, 5, 5)
+    grad = torch.randn(scores.shape)
     p = probabilities.detach().float()
-    with uncompiled():
-        found = fused_softmax_gradients(grad, p, scale, quantization, 0.25)
+    found = fused_softmax_gradients(grad, p, scale, quantization, 0.25)
     through, grad_log_scale, _ = by_formula(p, grad, scale, None, quantization)
     (wanted,) = torch.autograd.grad(probabilities, scores, through)
     torch.testing.assert_close(found[0].double(), 0.25 * wanted, rtol=1e-4, atol=1e-6)
@@ -142,7 +162,7 @@ def test_gradient_through_quantizer_and_softmax_equals_that_of_one_after_the_oth
 
 
 def check_compiled(case, dtype, with_offset, numels=(1, 3)):
-    """The compiled kernels against the plain ones, for tensors of several sizes."""
+    """The kernels of this machine (compiled, or native) against the plain ones, for tensors of several sizes."""
     groups = CASES[case][1]
     quantization = Quantization(4, groups, not with_offset, "l1")
     for times in numels:
@@ -160,7 +180,7 @@ def check_compiled(case, dtype, with_offset, numels=(1, 3)):
 
 
 def test_compiled_kernels_equal_the_plain_ones():
-    check_compiled("one scale", torch.float32, with_offset=False)
+    check_compiled("one scale", torch.bfloat16, with_offset=False)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The compiled kernels for all weights of a model: layouts, threads, kinds of processors, and doing without."""
+"""The native kernels: layouts of weights, threads, kinds of processors, and doing without."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hf_vaq.numerics import native
 from hf_vaq.numerics.bins import bin_regularizer
 from hf_vaq.numerics.compiled import uncompiled
 from hf_vaq.numerics.fake_quantize import quantize_to_codes
-from hf_vaq.numerics.fused import fused_weight_gradients
+from hf_vaq.numerics.fused import fused_quantize, fused_weight_gradients
 from hf_vaq.numerics.groups import ScaleGroups
 from hf_vaq.numerics.native import LatentWeight, loading
 from hf_vaq.numerics.oscillation import Oscillations
@@ -90,37 +90,47 @@ def test_the_regularizer_finds_the_groups_of_every_layout():
     check_regularizer(case())
 
 
-def quantizer_gradients(weight, factor):
-    """By the weight and by the scale parameter, with kernels or as this is called; and the gradient given."""
-    grad = torch.randn(weight.values.shape, generator=torch.Generator().manual_seed(2))
+def quantized(weight, factor):
+    """Values, gradients by the weight and by the scale parameter; and the gradient that was given."""
     quantization = Quantization(weight.bits, weight.groups, factor=factor, weight=True)
-    given = grad.clone()
-    return *fused_weight_gradients(given, weight.values, weight.scale, quantization), given, grad
+    values = fused_quantize(weight.values, weight.scale, None, quantization)
+    grad = torch.randn(weight.values.shape, generator=torch.Generator().manual_seed(2))
+    return values, *fused_weight_gradients(grad, weight.values, weight.scale, quantization), grad
 
 
-def check_quantizer(weights):
+def check_quantizers(weights):
     for weight in weights:
         for factor in ("numel", "l1"):
-            by_weight, by_scale, given, _ = quantizer_gradients(weight, factor)
+            values, by_weight, by_scale, given = quantized(weight, factor)
             assert by_weight is given  # nothing was allocated for it
             with uncompiled():
-                wanted, wanted_by_scale, given, grad = quantizer_gradients(weight, factor)
-            assert torch.equal(given, grad)
-            assert torch.equal(by_weight, wanted)
+                wanted, wanted_by_weight, wanted_by_scale, _ = quantized(weight, factor)
+            assert torch.equal(values, wanted)
+            assert torch.equal(by_weight, wanted_by_weight)
             torch.testing.assert_close(by_scale, wanted_by_scale, rtol=1e-4, atol=1e-6)
 
 
+def check_signs_and_numbers_that_are_none():
+    x = torch.tensor([-0.01, 0.01, torch.nan, torch.inf, -torch.inf] * 9)
+    quantization = Quantization(4, ScaleGroups())
+    values = fused_quantize(x, torch.tensor([0.1]), torch.tensor([0.05]), quantization)
+    with uncompiled():
+        wanted = fused_quantize(x, torch.tensor([0.1]), torch.tensor([0.05]), quantization)
+    assert torch.equal(values.view(torch.int32), wanted.view(torch.int32))
+
+
 @needs_kernels
-def test_the_gradients_of_quantizers_are_those_without_kernels():
-    check_quantizer(case())
+def test_quantizers_and_their_gradients_are_those_without_kernels():
+    check_quantizers(case())
+    check_signs_and_numbers_that_are_none()
 
 
 @needs_kernels
 def test_a_weight_that_is_no_number_shows_in_the_gradient_of_its_scale():
     weight = case()[1]
     weight.values[0, 0] = torch.nan
-    by_weight, by_scale, _, _ = quantizer_gradients(weight, "numel")
-    assert by_weight[0, 0] == 0
+    values, by_weight, by_scale, _ = quantized(weight, "numel")
+    assert values[0, 0].isnan() and by_weight[0, 0] == 0
     assert by_scale.isnan().tolist() == [True, False, False]
 
 
@@ -138,7 +148,7 @@ def test_the_number_of_threads_changes_no_bit():
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             value, gradients = regularize(case())
-            quantizers = [quantizer_gradients(weight, "l1")[:2] for weight in case()]
+            quantizers = [quantized(weight, "l1")[:3] for weight in case()]
             results.append([value, *gradients[:1], *gradients[2:], *(x for pair in quantizers for x in pair)])
     finally:
         torch.set_num_threads(threads)
@@ -163,7 +173,8 @@ def test_other_processors_compute_the_same(monkeypatch, fresh_loading, capabilit
     assert loading.kernels() is not None
     check_regularizer(case())
     check_oscillations(case())
-    check_quantizer(case())
+    check_quantizers(case())
+    check_signs_and_numbers_that_are_none()
 
 
 def test_without_a_compiler_nothing_is_tried(monkeypatch, fresh_loading):
