@@ -1,7 +1,7 @@
 """What the ImageNet recipes cost: images, operations, time of a step, input pipeline, label store, communication.
 
 Nothing is measured here. The tables are computed from the recipes and from measured rates in results/:
-training_step.json (time of a step), input_pipeline.json (decoding, a core) and soft_labels.json (labels). They are the
+training_step_intel.json (time of a step), input_pipeline.json (decoding, a core) and soft_labels.json (labels). They are the
 tables of docs/scaling.md, where --write puts them.
 
     python benchmarks/scaling_costs.py
@@ -33,6 +33,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- computed by benchmarks/scaling_costs.py -->", "<!-- end -->"
 
+STEP = "training_step_intel"
+"""Results of which machine's training step are taken."""
 IMAGENET_1K, IMAGENET_22K = 1_281_167, 14_197_122
 GPUS = 4
 """The recipes' batches are for so many."""
@@ -49,7 +51,7 @@ MEASURED = {
     "deit": ("facebook/deit-tiny-patch16-224", "deit-t", 16),
     "swin": ("microsoft/swin-tiny-patch4-window7-224", "swin-t", 4),
 }
-"""The model of each family whose step is measured, its name in training_step.json, and its batch."""
+"""The model of each family whose step is measured, its name in the results of `STEP`, and its batch."""
 
 
 def main() -> None:
@@ -68,7 +70,7 @@ def main() -> None:
 def tables() -> str:
     """All tables, in Markdown."""
     parts = [recipe_table(), input_table(), communication_table()]
-    return "\n".join(parts)
+    return "\n\n".join(parts)
 
 
 def results(name: str) -> dict[str, Any] | None:
@@ -91,7 +93,7 @@ def recipe_table() -> str:
     """A row a recipe: what a run comes to on the machine whose training step was measured."""
     ways = {"as it is (bf16)": ", bf16 autocast", "with `torch_compile`": ", compiled, bf16 autocast"}
     header = ["recipe", "images seen", "forward pass of an image"]
-    measured = results("training_step")
+    measured = results(STEP)
     if measured is not None:
         header += [f"one epoch {way}" for way in ways]
     rows = [header]
@@ -112,7 +114,7 @@ def recipe_table() -> str:
 
 
 def family(model: str) -> tuple[str, str, int]:
-    """The measured model of the same family, its name in training_step.json, and the batch it is measured with."""
+    """The measured model of the same family, its name in the results of `STEP`, and the batch it is measured with."""
     return MEASURED[model.partition("/")[2].partition("-")[0]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from hf_vaq import QuantConfig, calibrate, quantize
+from hf_vaq.machine import processor_vendor
 from hf_vaq.nn.fusion import set_fusion
 from hf_vaq.numerics.compiled import uncompiled
 from hf_vaq.training.oscillation import OscillationTracker
@@ -25,6 +27,12 @@ from hf_vaq.training.regularization import add_regularizer_gradient
 
 BATCH_SIZE = {"deit-t": 16, "swin-t": 4}
 REFERENCE = "float32"
+VENDORS = {"GenuineIntel": "intel", "AuthenticAMD": "amd"}
+
+
+def results_name() -> str:
+    """Of the results file: ratios differ by processor, so that those of each kind are kept."""
+    return f"training_step_{VENDORS.get(processor_vendor(), platform.machine())}"
 
 
 @dataclass(frozen=True)

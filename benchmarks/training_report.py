@@ -1,4 +1,4 @@
-"""The tables of docs/training_speed.md from results/training_step.json.
+"""The tables of docs/training_speed.md from results/training_step_*.json, one file a kind of processor.
 
 python benchmarks/training_report.py
 """
@@ -13,14 +13,24 @@ from reporting import RESULTS, markdown_table, write_section
 
 PAGE = Path(__file__).parents[1] / "docs" / "training_speed.md"
 BEGIN, END = "<!-- tables of benchmarks/training_report.py: begin -->", "<!-- end -->"
+MACHINES = {
+    "training_step_intel": "Two cores of an Intel Xeon (Emerald Rapids)",
+    "training_step_amd": "Two cores of an AMD EPYC (Zen 5), before there were native quantizers",
+}
+"""Results by their name, and what they are of."""
 MODELS = {"deit-t": "DeiT-T, batch 16", "swin-t": "Swin-T, batch 4"}
 
 
 def main() -> None:
     """Write the tables."""
-    measured = json.loads((RESULTS / "training_step.json").read_text())["measured"]
-    tables = [step_table(measured, model, title) for model, title in MODELS.items() if model in measured]
-    write_section(PAGE, BEGIN, END, "\n\n".join([*tables, weights_table(measured["weight_passes"])]))
+    parts = []
+    for name, title in MACHINES.items():
+        found = json.loads((RESULTS / f"{name}.json").read_text())
+        measured, packages = found["measured"], found["machine"]["packages"]
+        parts.append(f"### {title}\n\ntorch {packages['torch']}, transformers {packages['transformers']}.")
+        parts += [step_table(measured, model, title) for model, title in MODELS.items() if model in measured]
+        parts.append(weights_table(measured["weight_passes"]))
+    write_section(PAGE, BEGIN, END, "\n\n".join(parts))
     print(PAGE.name)
 
 

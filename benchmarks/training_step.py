@@ -36,7 +36,7 @@ import torch
 import transformers
 from environment import settle_environment
 from reporting import RESULTS, write_results
-from training_candidates import BATCH_SIZE, PEERS, REFERENCE, TrainingStep, candidates, forget_models
+from training_candidates import BATCH_SIZE, PEERS, REFERENCE, TrainingStep, candidates, forget_models, results_name
 from training_memory import MEMORY, StepMemory, step_memory
 from training_parts import measure_quantizers, measure_weight_passes
 
@@ -48,10 +48,13 @@ COMPILED_VARIANTS = 64
 variants and run the others uncompiled."""
 FEWER = {
     "swin-t": [
-        *(REFERENCE, "float32, compiled", "float32, compiled, bf16 autocast"),
+        *(REFERENCE, "float32, compiled", "float32, bf16 autocast", "float32, compiled, bf16 autocast"),
         *("W4A4", "W4A4, compiled", "W4A4, compiled, bf16 autocast"),
-        *("W4A4, regularized", "W4A4, regularized, compiled", "W4A4, regularized, compiled, bf16 autocast"),
-        *("W2A2, regularized", *PEERS),
+        *("W4A4, regularized", "W4A4, regularized, compiled"),
+        *("W4A4, regularized, bf16 autocast", "W4A4, regularized, compiled, bf16 autocast"),
+        *("W2A2, regularized", "W2A2, regularized, compiled"),
+        *("W2A2, regularized, bf16 autocast", "W2A2, regularized, compiled, bf16 autocast"),
+        *PEERS,
     ]
 }
 """Models of which not all candidates are measured: compiling one takes three minutes."""
@@ -103,13 +106,13 @@ def main() -> None:
 
 def earlier() -> dict[str, Any]:
     """What is in the results already."""
-    path = RESULTS / "training_step.json"
+    path = RESULTS / f"{results_name()}.json"
     return json.loads(path.read_text())["measured"] if path.is_file() else {}
 
 
 def keep(measured: dict[str, Any]) -> None:
     """Put that into the results; the rest stays."""
-    print(f"written to {write_results('training_step', {**earlier(), **measured})}", flush=True)
+    print(f"written to {write_results(results_name(), {**earlier(), **measured})}", flush=True)
 
 
 def sittings(names: list[str]) -> list[list[str]]:

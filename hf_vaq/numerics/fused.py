@@ -3,6 +3,9 @@
 The arithmetic is that of `fake_quantize`: the values are equal to the last bit, the gradients up to the order in which
 a sum is taken. What differs is what is kept: nothing but the input itself, from which both quantized values and
 gradients are computed again (there is no second tensor to keep alive, and nothing is approximated).
+
+Contiguous float32 tensors on a CPU go to native code, where there is a C++ compiler; all others to functions that
+`torch.compile` compiles.
 """
 
 from __future__ import annotations

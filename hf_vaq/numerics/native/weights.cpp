@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kBlock = 1024;  // weights whose levels and distances wait in the first-level cache
 constexpr int kMasked = 4;        // bits up to which comparing with every level is faster than scattering
 
-// One row of the table that Python fills, see native/ops.py.
+// One row of the table that Python fills, see native/weights.py.
 struct Weight {
   const float* values;
   float* gradient;  // null: none is wanted
