@@ -1,8 +1,8 @@
 """What the ImageNet recipes cost: images, operations, time of a step, input pipeline, label store, communication.
 
 Nothing is measured here. The tables are computed from the recipes and from measured rates in results/:
-training_step_intel.json (time of a step), input_pipeline.json (decoding, a core) and soft_labels.json (labels). They are the
-tables of docs/scaling.md, where --write puts them.
+training_step_amd.json (time of a step), input_pipeline.json (decoding, a core) and soft_labels.json (labels). They are
+the tables of docs/scaling.md, where --write puts them.
 
     python benchmarks/scaling_costs.py
     python benchmarks/scaling_costs.py --write
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- computed by benchmarks/scaling_costs.py -->", "<!-- end -->"
 
-STEP = "training_step_intel"
+STEP = "training_step_amd"
 """Results of which machine's training step are taken."""
 IMAGENET_1K, IMAGENET_22K = 1_281_167, 14_197_122
 GPUS = 4

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..numerics.products import gradient_of_linear_input, gradient_of_linear_weight
+from ..numerics.products import gradient_of_linear_input, gradient_of_linear_weight, product_of_rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Conv2d:
         if not self._is_patches(x, weight):
             return self._gradients(grad, x, weight, [True, False, False])[0]
         # Patches that do not overlap: a matrix product, several times as fast as the general case.
-        patches = grad.permute(0, 2, 3, 1) @ weight.flatten(1)
+        patches = product_of_rows(grad.permute(0, 2, 3, 1), weight.flatten(1))
         patches = patches.unflatten(-1, weight.shape[1:])  # (batch, rows, columns, channels, height, width)
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 

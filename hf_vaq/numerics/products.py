@@ -36,7 +36,7 @@ def gradient_of_linear_input(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         (..., in_features), contiguous.
     """
     if not _by_convolution(grad, *weight.shape):
-        return grad @ weight
+        return product_of_rows(grad, weight)
     rows = grad.reshape(-1, grad.shape[-1])
     values = _as_the_result(x.reshape(-1, x.shape[-1]), rows.dtype)
     by_input = torch.ops.hf_vaq.by_linear_input if torch.compiler.is_compiling() else _by_input
@@ -59,6 +59,22 @@ def gradient_of_linear_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor
         return rows.t() @ values
     by_weight = torch.ops.hf_vaq.by_linear_weight if torch.compiler.is_compiling() else _by_weight
     return by_weight(rows, values, _as_the_result(weight, rows.dtype))
+
+
+def product_of_rows(x: Tensor, matrix: Tensor) -> Tensor:
+    """`x @ matrix` as a product of two matrices.
+
+    Of a tensor with more dimensions that is not contiguous PyTorch, where it compiles, makes a product for each of the
+    first ones, and before that as many copies of the matrix.
+
+    Args:
+        x: (..., features).
+        matrix: (features, results).
+
+    Returns:
+        (..., results), contiguous.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ matrix).view(*x.shape[:-1], matrix.shape[1])
 
 
 def _by_convolution(grad: Tensor, *features: int) -> bool:

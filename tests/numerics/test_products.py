@@ -5,7 +5,13 @@ import torch
 from torch._inductor.utils import run_and_get_code
 
 from hf_vaq.numerics import products
-from hf_vaq.numerics.products import LARGE, NARROW, gradient_of_linear_input, gradient_of_linear_weight
+from hf_vaq.numerics.products import (
+    LARGE,
+    NARROW,
+    gradient_of_linear_input,
+    gradient_of_linear_weight,
+    product_of_rows,
+)
 
 SIZES = {
     "small": ((3, 5), 20, 24),
@@ -79,3 +85,10 @@ def test_a_compiled_model_gets_the_same_and_copies_no_operand(by_convolution):
         assert result.is_contiguous()
     assert "convolution_backward" not in "".join(code)
     assert ("by_linear_weight" in "".join(code)) == by_convolution
+
+
+def test_rows_of_a_tensor_in_any_order_are_one_matrix_when_compiled_too():
+    x, matrix = torch.randn(2, 20, 3, 4).permute(0, 2, 3, 1), torch.randn(20, 24)
+    found, code = run_and_get_code(torch.compile(product_of_rows, fullgraph=True), x, matrix)
+    torch.testing.assert_close(found, x @ matrix)
+    assert found.is_contiguous() and "extern_kernels.mm" in "".join(code) and "bmm" not in "".join(code)
