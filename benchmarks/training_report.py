@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "training_speed.md"
 BEGIN, END = "<!-- tables of benchmarks/training_report.py: begin -->", "<!-- end -->"
 MACHINES = {
     "training_step_intel": "Two cores of an Intel Xeon (Emerald Rapids)",
-    "training_step_amd": "Two cores of an AMD EPYC (Zen 5), before there were native quantizers",
+    "training_step_amd": "Two cores of an AMD EPYC (Zen 5), before native quantizers and mended products",
 }
 """Results by their name, and what they are of."""
 MODELS = {"deit-t": "DeiT-T, batch 16", "swin-t": "Swin-T, batch 4"}

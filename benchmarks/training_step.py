@@ -17,6 +17,7 @@ brevitas (learned scales, Linears only; attention is not quantized by either).
                                                             # one sitting; all else stays in the results as it is
     python benchmarks/training_step.py --quick              # DeiT-T, few candidates, three rounds; writes nothing
 
+Results are kept by kind of processor, `results/training_step_<kind>.json`; `training_report.py` makes tables of them.
 The script starts itself again with a fixed mmap threshold of glibc's allocator, see `environment.py`.
 """
 

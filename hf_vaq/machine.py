@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+CPUINFO = Path("/proc/cpuinfo")
+"""What Linux says of the processor."""
 PACKAGES = ("hf-vaq", "torch", "torchvision", "transformers", "accelerate", "datasets", "evaluate")
 
 
@@ -50,7 +52,7 @@ def _processor() -> str:
 
 def _cpuinfo(field: str) -> str | None:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), None)

@@ -130,12 +130,24 @@ void differentiate_softmax(const Quantizer& q, const float* grad, const float* p
   sums.by_scale += by_scale, sums.magnitudes += magnitudes;
 }
 
-// Calls f(part, number) for all parts.
+// Calls f(quantizer, quantized, values, count, sums) for all rows, or pieces of rows: where one begins among the quantized
+// values and among those before quantization, how long it is, and the sums of its part, which are returned.
 template <class F>
-void for_all(const Parts& parts, int threads, F f) {
+std::vector<Sums> for_all(const Plan& plan, const float* scales, const float* offsets, int threads, F f) {
+  const Parts parts(plan);
+  std::vector<Sums> sums(parts.all);
   threads = int(std::min<int64_t>(threads, parts.all));
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t i = 0; i < parts.all; i++) f(parts[i], i);
+  for (int64_t i = 0; i < parts.all; i++) {
+    const Part part = parts[i];
+    const Quantizer quantizer(plan, scales, offsets, part.group);
+    Sums sum;  // threads do not share its memory
+    sum.group = part.group;
+    for (int64_t row = part.first_row; row < part.first_row + part.rows; row++)
+      f(quantizer, quantized_at(plan, part, row), values_at(plan, part, row), part.count, sum);
+    sums[i] = sum;
+  }
+  return sums;
 }
 
 // From sums to the gradients by the logarithms of the scales and by the offsets.
@@ -166,57 +178,38 @@ extern "C" {
 // Writes the quantized values. `offsets` may be null.
 void vaq_quantize(const Plan* plan, const float* x, const float* scales, const float* offsets, float* result,
                   int threads) {
-  for_all(Parts(*plan), threads, [=](const Part& part, int64_t) {
-    const Quantizer q(*plan, scales, offsets, part.group);
-    for (int64_t row = part.first_row; row < part.first_row + part.rows; row++) {
-      const float* values = x + values_at(*plan, part, row);
-      float* quantized = result + quantized_at(*plan, part, row);
-      if (offsets)
-        quantize<true>(q, values, part.count, quantized);
-      else
-        quantize<false>(q, values, part.count, quantized);
-    }
-  });
+  for_all(*plan, scales, offsets, threads,
+          [=](const Quantizer& q, int64_t quantized, int64_t values, int64_t count, Sums&) {
+            if (offsets)
+              quantize<true>(q, x + values, count, result + quantized);
+            else
+              quantize<false>(q, x + values, count, result + quantized);
+          });
 }
 
 // Writes the gradients by the values (`result` may be `grad`, if nothing is moved), by the logarithms of the scales and,
 // with `offsets`, by them. The last two are null if nothing but the first is wanted.
 void vaq_differentiate(const Plan* plan, const float* grad, const float* x, const float* scales, const float* offsets,
                        float* result, float* by_scale, float* by_offset, int threads) {
-  const Parts parts(*plan);
-  std::vector<Sums> sums(parts.all);
-  for_all(parts, threads, [&, plan](const Part& part, int64_t i) {
-    const Quantizer q(*plan, scales, offsets, part.group);
-    Sums sum;
-    sum.group = part.group;
-    for (int64_t row = part.first_row; row < part.first_row + part.rows; row++) {
-      const int64_t at = values_at(*plan, part, row);
-      const float* g = grad + quantized_at(*plan, part, row);
-      if (offsets)
-        differentiate<true>(q, g, x + at, part.count, result + at, sum);
-      else
-        differentiate<false>(q, g, x + at, part.count, result + at, sum);
-    }
-    sums[i] = sum;
-  });
+  const std::vector<Sums> sums =
+      for_all(*plan, scales, offsets, threads,
+              [=](const Quantizer& q, int64_t quantized, int64_t values, int64_t count, Sums& sum) {
+                if (offsets)
+                  differentiate<true>(q, grad + quantized, x + values, count, result + values, sum);
+                else
+                  differentiate<false>(q, grad + quantized, x + values, count, result + values, sum);
+              });
   if (by_scale) finish(*plan, scales, sums, by_scale, by_offset);
 }
 
 // Writes the gradients by the scores, of which softmax made the probabilities `p`, and by the logarithms of the scales.
 void vaq_differentiate_softmax(const Plan* plan, const float* grad, const float* p, const float* scales, float* result,
                                float* by_scale, int threads) {
-  const Parts parts(*plan);
-  std::vector<Sums> sums(parts.all);
-  for_all(parts, threads, [&, plan](const Part& part, int64_t i) {
-    const Quantizer q(*plan, scales, nullptr, part.group);
-    Sums sum;
-    sum.group = part.group;
-    for (int64_t row = part.first_row; row < part.first_row + part.rows; row++) {
-      const int64_t at = quantized_at(*plan, part, row);
-      differentiate_softmax(q, grad + at, p + at, part.count, float(plan->scaling), result + at, sum);
-    }
-    sums[i] = sum;
-  });
+  const float scaling = float(plan->scaling);
+  const std::vector<Sums> sums =
+      for_all(*plan, scales, nullptr, threads, [=](const Quantizer& q, int64_t at, int64_t, int64_t count, Sums& sum) {
+        differentiate_softmax(q, grad + at, p + at, count, scaling, result + at, sum);
+      });
   if (by_scale) finish(*plan, scales, sums, by_scale, nullptr);
 }
 }
