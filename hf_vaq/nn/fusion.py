@@ -21,8 +21,8 @@ def set_fusion(model: nn.Module, enabled: bool | None = None) -> bool:
 
     Fused, a training step takes less time and memory; the values are the same to the last bit, the gradients to
     rounding (sums are taken in another order). The kernels are compiled at their first use; where that is not possible
-    they run as they are, and a warning says so. Inside a model that is compiled as a whole
-    nothing changes: there the compiler fuses by itself.
+    they run as they are, and a warning says so. Inside a model that is compiled as a whole nothing changes: there the
+    compiler fuses by itself.
 
     Args:
         model: a quantized model in training form, or a part of one.

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t kPart = 16384;  // values that one thread handles at least
+constexpr int64_t kPart = 16384;  // values of a part at most, but for a row that has more among others
 constexpr int64_t kBlock = 1024;  // values whose sums are taken in float32
 
 enum Factor : int64_t { kNone, kConstant, kOfTheGroup, kMeanOfGroups };
@@ -117,7 +117,7 @@ void differentiate_softmax(const Quantizer& q, const float* grad, const float* p
   float by_scale = 0, magnitudes = 0, projection = 0;
 #pragma omp simd reduction(+ : by_scale, magnitudes, projection)
   for (int64_t i = 0; i < count; i++) {
-    const float v = p[i] / q.scale, g = grad[i];
+    const float v = q.normalized<false>(p[i]), g = grad[i];
     const bool inside = v > q.lowest && v < q.highest;
     by_scale += (q.level(v) - (inside ? v : 0)) * g;
     magnitudes += std::fabs(p[i]);
