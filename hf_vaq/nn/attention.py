@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import traced
+from . import coded, traced
 from .activation_quantizer import ActivationQuantizer
 from .fused_attention import fused_attention
 from .fusion import is_traced, may_fuse
@@ -52,6 +52,7 @@ def quantized_attention(
     if quantizers is not None and _is_fusable(quantizers, dropout if module.training else 0.0, query, key, value):
         scaled = {name: quantizers[name].scaled() for name in QUANTIZED_TENSORS}
         return fused_attention(query, key, value, attention_mask, scaling, scaled)
+    operands = query, key, value
 
     def quantized(name: str, x: Tensor) -> Tensor:
         return quantizers[name](x) if quantizers is not None and name in quantizers else x
@@ -61,6 +62,10 @@ def quantized_attention(
     if is_traced(scores) and not (dropout and module.training) and _is_replaceable(quantizers, "probabilities"):
         scaled = quantizers["probabilities"].scaled()
         probabilities = traced.quantize_softmax(scores, attention_mask, scaling, scaled)
+        if coded.applies_to(scores) and _are_replaceable(quantizers):
+            # What is above stays for the probabilities; the compiler drops it where nobody reads them.
+            scaled = [quantizers[name].scaled() for name in QUANTIZED_TENSORS]
+            return coded.attention(*operands, attention_mask, scaling, scaled), probabilities
         return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
     scores = scores * scaling
     if attention_mask is not None:
@@ -84,6 +89,10 @@ def _is_fusable(quantizers: nn.ModuleDict, dropout: float, *tensors: Tensor) -> 
 
 def _is_replaceable(quantizers: nn.ModuleDict | None, name: str) -> bool:
     return quantizers is not None and name in quantizers and traced.may_replace(quantizers[name])
+
+
+def _are_replaceable(quantizers: nn.ModuleDict) -> bool:
+    return all(name in quantizers and coded.may_replace(quantizers[name]) for name in QUANTIZED_TENSORS)
 
 
 def quantize_shared_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -18,6 +18,7 @@ from ..numerics.fused import (
     fused_quantize_heads,
     fused_softmax_gradients,
 )
+from ..numerics.native.attention import AttentionGradients, QuantizedHeads, can_differentiate, differentiate
 from ..numerics.quantization import Quantization
 from ..numerics.room import empty_with_room, has_room
 from .fused_layers import Scaled
@@ -94,44 +95,73 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, grad_probabilities):
+        if grad is None and grad_probabilities is None:
+            return (None,) * 13
         query, key, value, mask, s_q, s_k, s_v, s_p = ctx.saved_tensors
         settings: _Settings = ctx.settings
         q = fused_quantize_heads(query, s_q, settings.query, settings.dtype)
         k = fused_quantize_heads(key, s_k, settings.key, settings.dtype)
         probabilities = _probabilities(q, k, mask, settings.scaling, query.dtype)
-        grad_value = grad_log_v = None
-        if grad is not None:
-            grad = grad.transpose(1, 2).contiguous()
-            quantized = fused_quantize(probabilities, s_p, None, settings.probabilities).to(settings.dtype)
-            grad_value = torch.matmul(quantized.transpose(2, 3), grad)
-            del quantized
-            grad_value, grad_log_v = fused_head_gradients(grad_value, value, s_v, settings.value)
-            v = fused_quantize_heads(value, s_v, settings.value, settings.dtype)
-            through_values = torch.matmul(grad, v.transpose(2, 3))
-            del v, grad
-            grad_probabilities = through_values if grad_probabilities is None else grad_probabilities + through_values
-        if grad_probabilities is None:
-            return (None,) * 13
-        wants_mask = mask is not None and ctx.needs_input_grad[3]
-        scaling = 1.0 if wants_mask else settings.scaling
-        grad_scores, grad_log_p = fused_softmax_gradients(
-            grad_probabilities, probabilities, s_p, settings.probabilities, scaling
+        operands = (
+            QuantizedHeads(query, s_q, settings.query),
+            QuantizedHeads(key, s_k, settings.key),
+            QuantizedHeads(value, s_v, settings.value),
+            QuantizedHeads(probabilities, s_p, settings.probabilities),
         )
-        del probabilities, grad_probabilities
-        grad_mask = None
-        if wants_mask:
-            grad_mask = grad_scores.sum_to_size(mask.shape).to(mask.dtype)
-            # Not in place: where nothing is to be summed the sum is the tensor itself.
-            grad_scores = (
-                grad_scores * settings.scaling
-                if mask.shape == grad_scores.shape
-                else grad_scores.mul_(settings.scaling)
-            )
-        grad_query = torch.matmul(grad_scores, k)
-        del k
-        grad_query, grad_log_q = fused_head_gradients(grad_query, query, s_q, settings.query)
-        grad_key = torch.matmul(grad_scores.transpose(2, 3), q)
-        del q, grad_scores
-        grad_key, grad_log_k = fused_head_gradients(grad_key, key, s_k, settings.key)
-        log_scales = grad_log_q, grad_log_k, grad_log_v, grad_log_p
-        return grad_query, grad_key, grad_value, grad_mask, *log_scales, None, None, None, None, None
+        wants_mask = mask is not None and ctx.needs_input_grad[3]
+        if grad is not None and grad_probabilities is None and can_differentiate(grad, *operands):
+            del q, k
+            found = differentiate(grad, *operands, settings.scaling, wants_mask)
+        else:
+            found = gradients_by_products(grad, grad_probabilities, *operands, (q, k), settings.scaling, wants_mask)
+        grad_mask = found.scores.sum_to_size(mask.shape).to(mask.dtype) if wants_mask else None
+        return *found[:3], grad_mask, *found.log_scales, *[None] * 5
+
+
+def gradients_by_products(
+    grad: Tensor | None,
+    grad_probabilities: Tensor | None,
+    query: QuantizedHeads,
+    key: QuantizedHeads,
+    value: QuantizedHeads,
+    probabilities: QuantizedHeads,
+    quantized: tuple[Tensor, Tensor],
+    scaling: float,
+    wants_scores: bool,
+) -> AttentionGradients:
+    """As `native.attention.differentiate`, in PyTorch's products.
+
+    Args:
+        grad: of the output, (batch, tokens, heads, head_dim), or None.
+        grad_probabilities: of quantized probabilities, (batch, heads, tokens, tokens), or None; not both are None.
+        query: before quantization, as are the others.
+        key: likewise.
+        value: likewise.
+        probabilities: likewise.
+        quantized: queries and keys, as the products take them.
+        scaling: factor on the scores.
+        wants_scores: whether the gradient of the argument of softmax is wanted.
+    """
+    q, k = quantized
+    grad_value = grad_log_v = None
+    if grad is not None:
+        grad = grad.transpose(1, 2).contiguous()
+        p = fused_quantize(probabilities.values, probabilities.scale, None, probabilities.quantization).to(q.dtype)
+        grad_value, grad_log_v = fused_head_gradients(torch.matmul(p.transpose(2, 3), grad), *value)
+        del p
+        v = fused_quantize_heads(*value, q.dtype)
+        through_values = torch.matmul(grad, v.transpose(2, 3))
+        del v, grad
+        grad_probabilities = through_values if grad_probabilities is None else grad_probabilities + through_values
+    by_softmax = 1.0 if wants_scores else scaling
+    grad_scores, grad_log_p = fused_softmax_gradients(grad_probabilities, *probabilities, by_softmax)
+    del grad_probabilities
+    by_query, by_key = torch.matmul(grad_scores, k), torch.matmul(grad_scores.transpose(2, 3), q)
+    if wants_scores:
+        by_query, by_key = by_query.mul_(scaling), by_key.mul_(scaling)
+    else:
+        grad_scores = None
+    grad_query, grad_log_q = fused_head_gradients(by_query, *query)
+    grad_key, grad_log_k = fused_head_gradients(by_key, *key)
+    log_scales = [grad_log_q, grad_log_k, grad_log_v, grad_log_p]
+    return AttentionGradients(grad_query, grad_key, grad_value, grad_scores, log_scales)

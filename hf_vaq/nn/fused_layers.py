@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..numerics.fused import fused_gradients, fused_quantize, fused_weight_gradients
+from ..numerics.native.products import QuantizedMatrix, TransposedCodes
 from ..numerics.quantization import Quantization
 from .operations import Conv2d, Linear, autocast_dtype
 from .recomputed import Gelu, LayerNorm, Recomputed, Source, source_of
@@ -205,29 +206,31 @@ class _Layer(torch.autograd.Function):
         )
         grads: list[Tensor | None] = [None] * 12
 
-        def again() -> tuple[Tensor, Tensor]:
+        def again() -> tuple[Tensor, Tensor | TransposedCodes]:
             """The input, and the operand of the product."""
             x = kept if settings.computed_by is None else settings.computed_by(kept, norm_weight, norm_bias)
             if settings.inputs is None:
                 return x, x.to(settings.dtype)
-            return x, fused_quantize(x, scale, offset, settings.inputs, settings.dtype)
+            matrix = QuantizedMatrix(x, scale, offset, settings.inputs)
+            return x, settings.operation.operand_of_weight_gradient(grad, matrix, settings.dtype)
 
         x, operand = again() if settings.recomputed is None else settings.recomputed.get(again)
-        if wants_bias:
-            grads[10] = settings.operation.gradient_of_bias(grad).to(bias_type)
+        grad_bias = None
         if wants_weight or wants_weight_scale:
-            grad_weight = settings.operation.gradient_of_weight(grad, operand, weight)
+            grad_weight, grad_bias = settings.operation.gradients_of_parameters(grad, operand, weight, wants_bias)
             del operand
             grads[7], grads[8] = fused_weight_gradients(grad_weight, weight, weight_scale, settings.weights)
             del grad_weight
+        elif wants_bias:
+            grad_bias = settings.operation.gradient_of_bias(grad)
+        grads[10] = grad_bias.to(bias_type) if wants_bias else None
         if wants_x or wants_scale or wants_offset:
-            quantized_weight = fused_quantize(weight, weight_scale, None, settings.weights, settings.dtype)
-            grad_x = settings.operation.gradient_of_input(grad, x, quantized_weight)
-            del quantized_weight
+            matrix = QuantizedMatrix(weight, weight_scale, None, settings.weights)
             if settings.inputs is None or settings.quantized_before:
-                grads[0] = grad_x.to(x_type)
+                grads[0] = settings.operation.gradient_of_input(grad, x, matrix).to(x_type)
             else:
-                grads[0], grads[4], grads[6] = fused_gradients(grad_x, x, scale, offset, settings.inputs)
+                inputs = QuantizedMatrix(x, scale, offset, settings.inputs)
+                grads[0], grads[4], grads[6] = settings.operation.gradients_through_input(grad, inputs, matrix)
                 if isinstance(settings.computed_by, Gelu):
                     torch.ops.aten.gelu_backward.grad_input(grads[0], kept, grad_input=grads[0])
         return tuple(grads)

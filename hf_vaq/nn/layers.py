@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import fused_layers, traced
+from . import coded, fused_layers, traced
 from .activation_quantizer import ActivationQuantizer
+from .fused_layers import Scaled
 from .fusion import is_traced, is_untouched, may_fuse
 from .operations import autocast_dtype
 from .packed import PackedActivationQuantizer
@@ -22,6 +23,10 @@ ORIGIN = "_quantized_from"
 
 def quantize_for_layers(x: Tensor, quantizer: ActivationQuantizer | PackedActivationQuantizer) -> Tensor:
     """Quantize `x` once, for several layers. They are told where it comes from, so that none has to keep it."""
+    if coded.applies_to(x) and coded.may_replace(quantizer):
+        quantized = quantizer(x)
+        coded.remember(quantized, quantizer.scaled())
+        return quantized
     if not (isinstance(quantizer, ActivationQuantizer) and quantizer.is_fusable() and may_fuse(x)):
         return quantizer(x)
     # Under autocast every layer would convert the values by itself.
@@ -71,6 +76,16 @@ class QuantizedOperands(nn.Module):
         weights = self.weight_quantizer.scaled(self.weight)
         return {"weight": self.weight, "bias": self.bias, "inputs": inputs, "weights": weights}
 
+    def coded_operands(self, x: Tensor) -> tuple[Scaled, Scaled] | None:
+        """The quantizers that `coded` takes; None if it may not do the work of one of them."""
+        if self.weight_quantizer is None or not is_untouched(self.weight_quantizer):
+            return None
+        if self.input_quantizer is None:
+            inputs = coded.quantizer_of(x)
+        else:
+            inputs = self.input_quantizer.scaled() if coded.may_replace(self.input_quantizer) else None
+        return None if inputs is None else (inputs, self.weight_quantizer.scaled(self.weight))
+
 
 class QuantLinear(QuantizedOperands, nn.Linear):
     """A linear layer on a quantized input with a quantized weight."""
@@ -81,8 +96,12 @@ class QuantLinear(QuantizedOperands, nn.Linear):
             return fused_layers.linear(x, **self.fused_operands(x))
         if not self.is_traced(x):
             return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
-        argument = traced_gelu_argument(x) if torch.is_autocast_enabled(x.device.type) else None
-        if argument is not None and traced.may_replace(self.input_quantizer):
+        argument = traced_gelu_argument(x)
+        if coded.applies_to(x) and (operands := self.coded_operands(x)) is not None:
+            x = x if argument is None else coded.gelu(argument)
+            return coded.linear(x, self.weight, self.bias, *operands, quantized=self.input_quantizer is None)
+        in_autocast = torch.is_autocast_enabled(x.device.type)
+        if in_autocast and argument is not None and traced.may_replace(self.input_quantizer):
             quantized = traced.quantize_gelu(argument, self.input_quantizer.scaled())
         else:
             quantized = self.quantized_input(x)

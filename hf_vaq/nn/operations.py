@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..numerics.products import gradient_of_linear_input, gradient_of_linear_weight, product_of_rows
+from ..numerics.fused import fused_gradients, fused_quantize
+from ..numerics.native.products import QuantizedMatrix, TransposedCodes
+from ..numerics.products import (
+    gradient_of_bias,
+    gradient_of_linear_input,
+    gradient_of_quantized_input,
+    gradients_of_parameters,
+    gradients_through_input,
+    operand_of_weight_gradient,
+    product_of_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -19,17 +29,33 @@ class Linear:
         """(..., out_features)."""
         return F.linear(x, weight, bias)
 
-    def gradient_of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """In the shape of `weight`, from `grad`, that of the result."""
-        return gradient_of_linear_weight(grad, x, weight)
+    def operand_of_weight_gradient(
+        self, grad: Tensor, x: QuantizedMatrix, dtype: torch.dtype
+    ) -> Tensor | TransposedCodes:
+        """The input as `gradients_of_parameters` takes it, for all layers that read it; `grad` is of one's result."""
+        return operand_of_weight_gradient(grad, x, dtype)
 
-    def gradient_of_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def gradients_of_parameters(
+        self, grad: Tensor, x: Tensor | TransposedCodes, weight: Tensor, with_bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """In the shape of `weight`, from `grad`, that of the result; and of the bias, float32."""
+        return gradients_of_parameters(grad, x, weight, with_bias)
+
+    def gradient_of_input(self, grad: Tensor, x: Tensor, weight: Tensor | QuantizedMatrix) -> Tensor:
         """In the shape of `x`."""
+        if isinstance(weight, QuantizedMatrix):
+            return gradient_of_quantized_input(grad, x, weight)
         return gradient_of_linear_input(grad, x, weight)
+
+    def gradients_through_input(
+        self, grad: Tensor, x: QuantizedMatrix, weight: QuantizedMatrix
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """By the input before quantization, its logarithmic scale parameter and its offset."""
+        return gradients_through_input(grad, x, weight)
 
     def gradient_of_bias(self, grad: Tensor) -> Tensor:
         """One number for an output feature, float32."""
-        return grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.float32)
+        return gradient_of_bias(grad)
 
 
 @dataclass(frozen=True)
@@ -45,18 +71,33 @@ class Conv2d:
         """(batch, out_channels, height', width')."""
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def gradient_of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """In the shape of `weight`, from `grad`, that of the result."""
-        return self._gradients(grad, x, weight, [False, True, False])[1]
+    def operand_of_weight_gradient(self, grad: Tensor, x: QuantizedMatrix, dtype: torch.dtype) -> Tensor:
+        """The input as `gradients_of_parameters` takes it: quantized."""
+        return fused_quantize(*x, dtype)
 
-    def gradient_of_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def gradients_of_parameters(
+        self, grad: Tensor, x: Tensor, weight: Tensor, with_bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """In the shape of `weight`, from `grad`, that of the result; and of the bias, float32."""
+        by_weight = self._gradients(grad, x, weight, [False, True, False])[1]
+        return by_weight, self.gradient_of_bias(grad) if with_bias else None
+
+    def gradient_of_input(self, grad: Tensor, x: Tensor, weight: Tensor | QuantizedMatrix) -> Tensor:
         """In the shape of `x`."""
+        if isinstance(weight, QuantizedMatrix):
+            weight = fused_quantize(*weight, grad.dtype)
         if not self._is_patches(x, weight):
             return self._gradients(grad, x, weight, [True, False, False])[0]
         # Patches that do not overlap: a matrix product, several times as fast as the general case.
         patches = product_of_rows(grad.permute(0, 2, 3, 1), weight.flatten(1))
         patches = patches.unflatten(-1, weight.shape[1:])  # (batch, rows, columns, channels, height, width)
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+
+    def gradients_through_input(
+        self, grad: Tensor, x: QuantizedMatrix, weight: QuantizedMatrix
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """By the input before quantization, its logarithmic scale parameter and its offset."""
+        return fused_gradients(self.gradient_of_input(grad, x.values, weight), *x)
 
     def _is_patches(self, x: Tensor, weight: Tensor) -> bool:
         kernel = tuple(weight.shape[2:])

@@ -181,7 +181,7 @@ class _Product(torch.autograd.Function):
         wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
         return (
             ctx.operation.gradient_of_input(grad, x, weight) if wants_x else None,
-            ctx.operation.gradient_of_weight(grad, x, weight) if wants_weight else None,
+            ctx.operation.gradients_of_parameters(grad, x, weight, False)[0] if wants_weight else None,
             ctx.operation.gradient_of_bias(grad).to(grad.dtype) if wants_bias else None,
             None,
         )

@@ -1,9 +1,11 @@
-"""The matrix products that give the gradients of a linear layer, from the fastest library that PyTorch carries.
+"""The matrix products that give the gradients of a linear layer, by the fastest way there is.
 
-On x86 PyTorch multiplies float32 matrices with MKL, which runs at less than half speed on processors that are not
-Intel's; oneDNN, which PyTorch uses for convolutions, does not. A product of matrices is a convolution with a kernel of
-one pixel, so there the gradients are computed as such. Only sums are taken in another order. Forward passes keep the
-library that everybody else uses: the logits must have the same bits in training form and packed.
+Where a processor has AMX, products of float32 gradients with quantized matrices are those of native code, see
+`native/products.cpp`. On x86 PyTorch multiplies float32 matrices with MKL, which runs at less than half speed on
+processors that are not Intel's; oneDNN, which PyTorch uses for convolutions, does not. A product of matrices is a
+convolution with a kernel of one pixel, so there the gradients are computed as such. Only sums are taken in another
+order. Forward passes keep the library that everybody else uses: the logits must have the same bits in training form
+and packed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ import torch
 from torch import Tensor
 
 from ..machine import processor_vendor
+from .fused import fused_gradients, fused_quantize
+from .native import products
+from .native.products import QuantizedMatrix, TransposedCodes
 
 LARGE = 1 << 16
 """Elements of a gradient from which a convolution is worth its greater overhead."""
@@ -22,6 +27,65 @@ _MKL_IS_SLOW = (
     torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available() and processor_vendor() != "GenuineIntel"
 )
 _GEOMETRY = [1, 1], [0, 0], [1, 1], False, [0, 0], 1  # stride, padding, dilation, transposed, output padding, groups
+
+
+def operand_of_weight_gradient(
+    grad: Tensor, x: QuantizedMatrix, dtype: torch.dtype | None = None
+) -> Tensor | TransposedCodes:
+    """The input of a layer as `gradients_of_parameters` takes it.
+
+    Args:
+        grad: gradient of the result of the layer, or of one of the layers that read the input.
+        x: input before quantization.
+        dtype: of quantized values; that of `x` if not given.
+    """
+    return products.transposed_codes(x) if products.are_faster(grad, x) else fused_quantize(*x, dtype)
+
+
+def gradients_of_parameters(
+    grad: Tensor, x: Tensor | TransposedCodes, weight: Tensor, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of weight and, if it is wanted, bias of a linear layer.
+
+    Args:
+        grad: gradient of the result, (..., out_features).
+        x: input, (..., in_features), in the type of `grad`; or what `operand_of_weight_gradient` made of it.
+        weight: a tensor like the gradient, as the weight is, (out_features, in_features); its values are not read.
+        with_bias: whether the second is wanted.
+
+    Returns:
+        (out_features, in_features), contiguous, and (out_features,), float32, or None.
+    """
+    if isinstance(x, TransposedCodes):
+        return products.gradient_of_weight(grad.contiguous(), x)
+    return gradient_of_linear_weight(grad, x, weight), gradient_of_bias(grad) if with_bias else None
+
+
+def gradient_of_bias(grad: Tensor) -> Tensor:
+    """The sums of (..., out_features) over all dimensions but the last, float32."""
+    return grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.float32)
+
+
+def gradients_through_input(
+    grad: Tensor, x: QuantizedMatrix, weight: QuantizedMatrix
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients by the input of a linear layer before quantization, its logarithmic scale parameter and its offset.
+
+    Args:
+        grad: gradient of the result, (..., out_features).
+        x: input before quantization, (..., in_features).
+        weight: before quantization, (out_features, in_features).
+    """
+    if products.are_faster(grad, weight, x):
+        return products.gradients_through_input(grad, x, weight)
+    return fused_gradients(gradient_of_quantized_input(grad, x.values, weight), *x)
+
+
+def gradient_of_quantized_input(grad: Tensor, x: Tensor, weight: QuantizedMatrix) -> Tensor:
+    """As `gradient_of_linear_input`, of a weight that is not quantized yet."""
+    if products.are_faster(grad, weight):
+        return products.gradient_of_input(grad, weight)
+    return gradient_of_linear_input(grad, x, fused_quantize(*weight, grad.dtype))
 
 
 def gradient_of_linear_input(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:

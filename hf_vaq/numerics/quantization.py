@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .groups import ScaleGroups
 from .levels import integer_range
+
+FACTORS = ("none", "numel", "l1")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,17 @@ class Quantization:
     signed: bool = True
     factor: str = "none"
     weight: bool = False
+
+    def numbers(self) -> list[int]:
+        """All of it, as an operator of PyTorch can be told of it."""
+        groups = self.groups
+        return [self.bits, groups.count, groups.dim, self.signed, FACTORS.index(self.factor), self.weight]
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[int]) -> Quantization:
+        """What `numbers` was called of."""
+        bits, count, dim, signed, factor, weight = numbers
+        return cls(bits, ScaleGroups(count, dim), bool(signed), FACTORS[factor], bool(weight))
 
 
 def factor_rule(quantization: Quantization) -> str:

@@ -5,7 +5,7 @@ import torch
 from helpers import build, images
 
 from hf_vaq import QuantConfig, calibrate, quantize
-from hf_vaq.nn import fused_attention, fusion
+from hf_vaq.nn import coded, fused_attention, fusion
 from hf_vaq.nn.attention import quantized_attention
 from hf_vaq.nn.fusion import set_fusion
 from hf_vaq.numerics.compiled import uncompiled
@@ -188,7 +188,8 @@ def test_the_size_of_the_model_decides_unless_somebody_else_does(monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["vit", "swin"])
-def test_a_training_step_is_one_graph(family):
+def test_a_training_step_is_one_graph(family, monkeypatch):
+    monkeypatch.setattr(coded, "HAS_TILES", False)  # with them: test_coded.py
     model = quantized(family)
     plain = results(model, False)
     set_fusion(model, True)  # the compiler fuses by itself, so this makes no difference

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from hf_vaq import QuantConfig, calibrate, pack, quantize
 from hf_vaq.integration.windows import remember_windows, window_order
-from hf_vaq.nn import recomputed
+from hf_vaq.nn import coded, recomputed
 from hf_vaq.nn.fusion import set_fusion
 from hf_vaq.nn.recomputed import LayerNorm
 from hf_vaq.numerics.compiled import uncompiled
@@ -120,7 +120,9 @@ def test_a_result_in_another_type_than_its_argument_is_kept_itself():
     assert mixed.dtype is torch.bfloat16 and recomputed.source_of(mixed) is None
 
 
-def test_a_compiled_model_keeps_no_quantized_copies():
+@pytest.mark.parametrize("by_codes", [False, True])
+def test_a_compiled_model_keeps_no_quantized_copies(by_codes, monkeypatch):
+    monkeypatch.setattr(coded, "HAS_TILES", by_codes)
     model = fused("vit", num_hidden_layers=1)
     eager = bytes_kept(model)
     whole = torch.compile(model, backend="aot_eager", fullgraph=True)

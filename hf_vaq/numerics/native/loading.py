@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ INSTRUCTIONS = {
 """By PyTorch's name of what the CPU is capable of; others get what every processor of their kind has."""
 SEPARATE_OPERATIONS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 """Each operation rounds by itself, as PyTorch's do; rounding is an instruction, not a call."""
+TILES = ("-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 
 POINTER, LONG, INT, FLOAT, DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_double
 WEIGHTS = {
@@ -36,27 +37,61 @@ QUANTIZERS = {
     "vaq_differentiate": Signature(None, (*[POINTER] * 8, INT)),
     "vaq_differentiate_softmax": Signature(None, (*[POINTER] * 6, INT)),
 }
+PRODUCTS = {
+    "vaq_request_tiles": Signature(INT, ()),
+    "vaq_size_of_codes": Signature(LONG, (LONG, LONG)),
+    "vaq_transposed_codes": Signature(None, (POINTER, POINTER, INT)),
+    "vaq_gradient_of_weight": Signature(None, (POINTER, LONG, *[POINTER] * 4, INT)),
+    "vaq_gradient_of_input": Signature(None, (POINTER, LONG, *[POINTER] * 8, INT)),
+}
+ATTENTION = {
+    "vaq_differentiate_attention": Signature(None, (*[POINTER] * 5, INT)),
+}
 
 
 class Kernels(NamedTuple):
-    """Libraries: for all weights of a model at once, and for one quantizer."""
+    """Libraries, the last two of which are for processors with AMX.
+
+    Attributes:
+        weights: all weights of a model at once.
+        quantizers: a quantizer.
+        products: products in the backward pass of a linear layer.
+        attention: the backward pass of attention.
+    """
 
     weights: ctypes.CDLL
     quantizers: ctypes.CDLL
+    products: ctypes.CDLL | None = None
+    attention: ctypes.CDLL | None = None
 
 
 @cache
 def kernels() -> Kernels | None:
     """The compiled kernels, or None where they cannot be had; everything works without them, slower."""
-    flags = [f"-m{name}" for name in INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ())]
+    capability = torch.backends.cpu.get_cpu_capability()
+    flags = [f"-m{name}" for name in INSTRUCTIONS.get(capability, ())]
     try:
-        return Kernels(
-            load_library(FOLDER / "weights.cpp", (), flags, WEIGHTS),
-            load_library(FOLDER / "quantizers.cpp", (), [*flags, *SEPARATE_OPERATIONS], QUANTIZERS),
-        )
+        weights = load_library(FOLDER / "weights.cpp", (), flags, WEIGHTS)
+        flags += SEPARATE_OPERATIONS
+        quantizers = load_library(FOLDER / "quantizers.cpp", ("quantizer.h",), flags, QUANTIZERS)
     except BuildError as error:
         logger.info(f"quantizers, regularizer and oscillation tracker without the compiled kernels: {error}")
         return None
+    has_tiles = capability == "AVX512" and torch.cpu._is_amx_tile_supported()
+    return Kernels(weights, quantizers, *(_with_tiles([*flags, *TILES]) if has_tiles else ()))
+
+
+def _with_tiles(flags: Sequence[str]) -> tuple[ctypes.CDLL, ...]:
+    """Those for processors with AMX; none where the compiler or the system does not know it."""
+    try:
+        found = (
+            load_library(FOLDER / "products.cpp", ("tiles.h", "quantizer.h"), flags, PRODUCTS),
+            load_library(FOLDER / "attention.cpp", ("tiles.h", "quantizer.h"), flags, ATTENTION),
+        )
+    except BuildError as error:
+        logger.info(f"backward passes without AMX: {error}")
+        return ()
+    return found if found[0].vaq_request_tiles() else ()
 
 
 def can_run(tensors: Iterable[Tensor | None]) -> bool:

@@ -14,11 +14,11 @@ from ..room import empty_with_room
 from .loading import kernels
 
 _RULES = ("none", "numel", "l1 of the group", "mean l1 of the groups")
-"""The enumeration `Factor` of quantizers.cpp."""
+"""The enumeration `Factor` of quantizer.h."""
 
 
-class _Plan(ctypes.Structure):
-    """`Plan` of quantizers.cpp."""
+class Plan(ctypes.Structure):
+    """`Plan` of quantizer.h."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("outer", "groups", "rows", "inner", "moved", "scales", "rule")),
@@ -36,7 +36,7 @@ def quantize(x: Tensor, scale: Tensor, offset: Tensor | None, quantization: Quan
         quantization: the rest.
     """
     result = empty_with_room(x.shape, torch.float32)
-    _quantize(_plan(quantization, x.shape), x, scale, offset, result)
+    _quantize(plan_of(quantization, x.shape), x, scale, offset, result)
     return result
 
 
@@ -49,7 +49,7 @@ def quantize_heads(x: Tensor, scale: Tensor, quantization: Quantization) -> Tens
         quantization: the rest.
     """
     result = empty_with_room(x.shape, torch.float32)
-    _quantize(_plan_of_heads(quantization, x.shape, moved=True), x, scale, None, result)
+    _quantize(plan_of_heads(quantization, x.shape, moved=True), x, scale, None, result)
     return result
 
 
@@ -66,13 +66,13 @@ def gradients(
         quantization: the rest.
         in_place: whether `grad` becomes the first of the results.
     """
-    plan, grad_x = _plan(quantization, x.shape), grad if in_place else torch.empty_like(x)
+    plan, grad_x = plan_of(quantization, x.shape), grad if in_place else torch.empty_like(x)
     return grad_x, *_differentiate(plan, grad, x, scale, offset, grad_x)
 
 
 def head_gradients(grad: Tensor, x: Tensor, scale: Tensor, quantization: Quantization) -> tuple[Tensor, Tensor | None]:
     """Gradients for `quantize_heads`, by `x` in its memory order, and by the logarithmic scale parameter."""
-    plan, grad_x = _plan_of_heads(quantization, x.shape, moved=True), torch.empty_like(x)
+    plan, grad_x = plan_of_heads(quantization, x.shape, moved=True), torch.empty_like(x)
     return grad_x, _differentiate(plan, grad, x, scale, None, grad_x)[0]
 
 
@@ -88,72 +88,75 @@ def softmax_gradients(
         quantization: the rest.
         scaling: factor on the first of the two results.
     """
-    plan = _plan_of_heads(quantization, probabilities.shape, scaling=scaling)
-    grad_scores, grad_log_scale = torch.empty_like(probabilities), _gradient_of(scale, plan)
+    plan = plan_of_heads(quantization, probabilities.shape, scaling=scaling)
+    grad_scores, grad_log_scale = torch.empty_like(probabilities), gradient_of_scale(scale, plan)
     kernels().quantizers.vaq_differentiate_softmax(
         ctypes.byref(plan),
         grad.data_ptr(),
         probabilities.data_ptr(),
         scale.data_ptr(),
         grad_scores.data_ptr(),
-        _pointer(grad_log_scale),
+        pointer(grad_log_scale),
         torch.get_num_threads(),
     )
     return grad_scores, grad_log_scale
 
 
 @lru_cache(maxsize=4096)
-def _plan(quantization: Quantization, shape: torch.Size) -> _Plan:
+def plan_of(quantization: Quantization, shape: torch.Size) -> Plan:
+    """Of a tensor that is as contiguous as its quantized values."""
     outer, groups, inner = quantization.groups.layout(shape)
     return _filled(quantization, (outer, groups, 1, inner), False, 1.0)
 
 
 @lru_cache(maxsize=4096)
-def _plan_of_heads(quantization: Quantization, shape: torch.Size, moved: bool = False, scaling: float = 1.0) -> _Plan:
+def plan_of_heads(quantization: Quantization, shape: torch.Size, moved: bool = False, scaling: float = 1.0) -> Plan:
+    """Of queries, keys and values (`moved`: dimensions 1 and 2 are exchanged in memory), or of probabilities."""
     return _filled(quantization, tuple(shape), moved, scaling)
 
 
-def _filled(quantization: Quantization, sizes: tuple[int, ...], moved: bool, scaling: float) -> _Plan:
+def _filled(quantization: Quantization, sizes: tuple[int, ...], moved: bool, scaling: float) -> Plan:
     numel = sizes[0] * sizes[1] * sizes[2] * sizes[3]
     lowest, highest, factor, count, _ = constant_values(quantization, numel)
     rule = _RULES.index(factor_rule(quantization))
-    return _Plan(*sizes, moved, int(count), rule, lowest, highest, factor, scaling, LOG_BOUND)
+    return Plan(*sizes, moved, int(count), rule, lowest, highest, factor, scaling, LOG_BOUND)
 
 
-def _quantize(plan: _Plan, x: Tensor, scale: Tensor, offset: Tensor | None, result: Tensor) -> None:
+def _quantize(plan: Plan, x: Tensor, scale: Tensor, offset: Tensor | None, result: Tensor) -> None:
     kernels().quantizers.vaq_quantize(
         ctypes.byref(plan),
         x.data_ptr(),
         scale.data_ptr(),
-        _pointer(offset),
+        pointer(offset),
         result.data_ptr(),
         torch.get_num_threads(),
     )
 
 
 def _differentiate(
-    plan: _Plan, grad: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None, grad_x: Tensor
+    plan: Plan, grad: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None, grad_x: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    grad_log_scale = _gradient_of(scale, plan)
-    grad_offset = None if offset is None else _gradient_of(offset, plan)
+    grad_log_scale = gradient_of_scale(scale, plan)
+    grad_offset = None if offset is None else gradient_of_scale(offset, plan)
     kernels().quantizers.vaq_differentiate(
         ctypes.byref(plan),
         grad.data_ptr(),
         x.data_ptr(),
         scale.data_ptr(),
-        _pointer(offset),
+        pointer(offset),
         grad_x.data_ptr(),
-        _pointer(grad_log_scale),
-        _pointer(grad_offset),
+        pointer(grad_log_scale),
+        pointer(grad_offset),
         torch.get_num_threads(),
     )
     return grad_log_scale, grad_offset
 
 
-def _gradient_of(parameter: Tensor, plan: _Plan) -> Tensor | None:
-    """Where that of scale or offset is written; None if there is none."""
+def gradient_of_scale(parameter: Tensor, plan: Plan) -> Tensor | None:
+    """Where that of scales (or offsets) is written; None if there is none."""
     return None if plan.rule == 0 else torch.empty_like(parameter)
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
+def pointer(tensor: Tensor | None) -> int | None:
+    """To the numbers of a tensor."""
     return None if tensor is None else tensor.data_ptr()
