@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="undisturbed rounds to keep")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="DeiT-T, few candidates, three rounds; writes nothing")
-    parser.add_argument("--no_memory", action="store_true", help="skip the measurement of memory")
+    parser.add_argument("--no_memory", action="store_true", help="skip the measurement of memory; what is known stays")
     parser.add_argument("--measure_memory", nargs=2, metavar=("MODEL", "CANDIDATE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.measure_memory:
@@ -102,7 +102,9 @@ def main() -> None:
         rows = measure_model(model, names, arguments)
         if not arguments.quick:
             kept = {row["candidate"]: row for row in earlier().get(model, [])}
-            keep({model: list({**kept, **{row["candidate"]: row for row in rows}}.values())})
+            for row in rows:  # without memory, if it is not measured, that of an earlier sitting stays
+                kept[row["candidate"]] = {**kept.get(row["candidate"], {}), **row}
+            keep({model: list(kept.values())})
 
 
 def earlier() -> dict[str, Any]:

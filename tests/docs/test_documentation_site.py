@@ -1,6 +1,7 @@
 """The documentation builds without a warning, and its reference has every public name."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from document_helpers import ROOT
+from filelock import FileLock
 
 from hf_vaq.cli import COMMANDS
 from hf_vaq.recipe.parsing import SECTIONS
@@ -30,16 +32,25 @@ PUBLIC_MODULES = (
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The built site. The build is strict: a missing page, link or anchor ends it (unless it is --quiet)."""
-    folder = tmp_path_factory.mktemp("documentation") / "site"
-    built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    complaints = [line for line in built.stderr.splitlines() if re.match("WARNING|ERROR|Aborted", line)]
-    assert built.returncode == 0, "\n".join(complaints) or built.stderr
+    """The built site, one for all of pytest's processes.
+
+    The build is strict: a missing page, link or anchor ends it (unless it is --quiet).
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all workers
+    folder, partial = base / "documentation", base / "documentation.partial"
+    with FileLock(base / "documentation.lock"):
+        if not folder.is_dir():
+            built = subprocess.run(
+                [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(partial)],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+            )
+            complaints = [line for line in built.stderr.splitlines() if re.match("WARNING|ERROR|Aborted", line)]
+            assert built.returncode == 0, "\n".join(complaints) or built.stderr
+            partial.rename(folder)
     return folder
 
 

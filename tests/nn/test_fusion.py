@@ -187,10 +187,10 @@ def test_the_size_of_the_model_decides_unless_somebody_else_does(monkeypatch):
         set_fusion(model, 1)
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
-def test_a_training_step_is_one_graph(family, monkeypatch):
+@pytest.mark.parametrize(("family", "config"), [("vit", {"num_hidden_layers": 1}), ("swin", {"depths": [2, 1]})])
+def test_a_training_step_is_one_graph(family, config, monkeypatch):
     monkeypatch.setattr(coded, "HAS_TILES", False)  # with them: test_coded.py
-    model = quantized(family)
+    model = quantized(family, **config)
     plain = results(model, False)
     set_fusion(model, True)  # the compiler fuses by itself, so this makes no difference
     whole = torch.compile(model, backend="aot_eager", fullgraph=True)
