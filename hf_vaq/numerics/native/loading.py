@@ -26,6 +26,7 @@ INSTRUCTIONS = {
 SEPARATE_OPERATIONS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 """Each operation rounds by itself, as PyTorch's do; rounding is an instruction, not a call."""
 TILES = ("-mavx512bf16", "-mamx-tile", "-mamx-bf16")
+"""AMX, and what else its processors have that is used with it."""
 
 POINTER, LONG, INT, FLOAT, DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_double
 WEIGHTS = {
