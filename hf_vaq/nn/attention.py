@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import coded, traced
 from .activation_quantizer import ActivationQuantizer
 from .fused_attention import fused_attention
-from .fusion import is_traced, may_fuse
+from .fusion import is_traced, may_be_replaced, may_fuse
 from .layers import quantize_for_layers
 
 QUANTIZED_TENSORS = ("query", "key", "value", "probabilities")
@@ -92,7 +92,7 @@ def _is_replaceable(quantizers: nn.ModuleDict | None, name: str) -> bool:
 
 
 def _are_replaceable(quantizers: nn.ModuleDict) -> bool:
-    return all(name in quantizers and coded.may_replace(quantizers[name]) for name in QUANTIZED_TENSORS)
+    return all(name in quantizers and may_be_replaced(quantizers[name]) for name in QUANTIZED_TENSORS)
 
 
 def quantize_shared_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
@@ -39,12 +39,6 @@ def applies_to(x: Tensor) -> bool:
     """Whether the functions of this module are to be used; `x` is the input of what is being compiled."""
     plain = is_traced(x) and torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
     return HAS_TILES and plain and x.device.type == "cpu" and x.dtype == torch.float32
-
-
-def may_replace(quantizer: nn.Module | None) -> bool:
-    """Whether a function of this module may do the work of a quantizer."""
-    replaceable = getattr(quantizer, "may_be_replaced", None)
-    return replaceable is not None and replaceable()
 
 
 def remember(quantized: Tensor, scaled: Scaled) -> None:

@@ -11,7 +11,8 @@ from ..numerics.fused import DTYPES
 
 AUTOMATIC_FROM = 1 << 20
 """Quantized weights from which a model is fused if nobody says otherwise: compiling the kernels takes up to half a
-minute where it was never done before (two seconds for float32 on a CPU), more than a smaller model can win back."""
+minute where it was never done before (three seconds for float32 on a CPU, eight with AMX), more than a smaller model
+can win back."""
 INFERENCE_FROM = 1 << 18
 """Elements from which fused kernels are used where no gradient is wanted, and the result is the same without."""
 
@@ -60,6 +61,12 @@ def is_traced(tensor: Tensor) -> bool:
 def can_compute_on(tensor: Tensor) -> bool:
     """Whether the kernels can compute on the tensor at all."""
     return is_plain(tensor) and tensor.dtype in DTYPES and tensor.numel() > 0 and tensor.device.type != "meta"
+
+
+def may_be_replaced(quantizer: nn.Module | None) -> bool:
+    """Whether a function that does the work of a quantizer of activations may take the place of calling it."""
+    replaceable = getattr(quantizer, "may_be_replaced", None)
+    return replaceable is not None and replaceable()
 
 
 def is_untouched(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import coded, fused_layers, traced
 from .activation_quantizer import ActivationQuantizer
 from .fused_layers import Scaled
-from .fusion import is_traced, is_untouched, may_fuse
+from .fusion import is_traced, is_untouched, may_be_replaced, may_fuse
 from .operations import autocast_dtype
 from .packed import PackedActivationQuantizer
 from .recomputed import traced_gelu_argument
@@ -23,7 +23,7 @@ ORIGIN = "_quantized_from"
 
 def quantize_for_layers(x: Tensor, quantizer: ActivationQuantizer | PackedActivationQuantizer) -> Tensor:
     """Quantize `x` once, for several layers. They are told where it comes from, so that none has to keep it."""
-    if coded.applies_to(x) and coded.may_replace(quantizer):
+    if coded.applies_to(x) and may_be_replaced(quantizer):
         quantized = quantizer(x)
         coded.remember(quantized, quantizer.scaled())
         return quantized
@@ -83,7 +83,7 @@ class QuantizedOperands(nn.Module):
         if self.input_quantizer is None:
             inputs = coded.quantizer_of(x)
         else:
-            inputs = self.input_quantizer.scaled() if coded.may_replace(self.input_quantizer) else None
+            inputs = self.input_quantizer.scaled() if may_be_replaced(self.input_quantizer) else None
         return None if inputs is None else (inputs, self.weight_quantizer.scaled(self.weight))
 
 

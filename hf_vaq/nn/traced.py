@@ -26,6 +26,7 @@ from ..numerics.traced import (
 )
 from . import fused_layers
 from .fused_layers import Scaled
+from .fusion import may_be_replaced
 from .operations import Conv2d, Linear, autocast_dtype
 
 
@@ -54,8 +55,7 @@ def _contiguously_quantized(x: Tensor, scaled: Scaled) -> Tensor:
 
 def may_replace(quantizer: nn.Module | None) -> bool:
     """Whether a function of this module may do the work of a quantizer and of what is before it."""
-    replaceable = getattr(quantizer, "may_be_replaced", None)
-    return replaceable is not None and quantizer.groups.count == 1 and replaceable()
+    return may_be_replaced(quantizer) and quantizer.groups.count == 1
 
 
 def quantize_gelu(argument: Tensor, scaled: Scaled) -> Tensor:

@@ -37,10 +37,7 @@ struct Operand {
   }
 
   // Where a head begins, and how far its rows are apart.
-  int64_t begin(int64_t image, int64_t head) const {
-    return plan.moved ? (image * plan.rows * plan.groups + head) * plan.inner
-                      : (image * plan.groups + head) * plan.rows * plan.inner;
-  }
+  int64_t begin(int64_t image, int64_t head) const { return plan.values_at(image, head, 0); }
   int64_t stride() const { return plan.moved ? plan.groups * plan.inner : plan.inner; }
 
   // Codes of 16 values of a row of a head.
@@ -54,10 +51,10 @@ struct Operand {
   void differentiate_head(int64_t image, int64_t head, const float* grad, int64_t apart) {
     Sums& sum = sums[image * plan.groups + head];
     sum.group = head;
-    const int64_t first = begin(image, head);
-    for (int64_t row = 0; row < plan.rows; row++)
-      differentiate<false>(quantizer(head), grad + row * apart, values + first + row * stride(), plan.inner,
-                           gradient + first + row * stride(), sum);
+    for (int64_t row = 0; row < plan.rows; row++) {
+      const int64_t at = plan.values_at(image, head, row);
+      differentiate<false>(quantizer(head), grad + row * apart, values + at, plan.inner, gradient + at, sum);
+    }
   }
 
   void finish_scales() const {
@@ -129,7 +126,7 @@ void vaq_differentiate_attention(const Plan* query_plan, const Plan* key_plan, c
                                h.scores.get() + c * kSide, h.tokens);
         const int64_t some = std::min(kSide, tokens - b * kSide);
         for (int64_t r = 0; r < some; r++) {
-          const int64_t row = probability.begin(image, head) + (b * kSide + r) * tokens;
+          const int64_t row = p.values_at(image, head, b * kSide + r);
           float* const scores = h.scores.get() + r * h.tokens;
           differentiate_softmax<true>(probability.quantizer(head), scores, value.quantizer(head).scale,
                                       t.probabilities + row, tokens, 1, scores, h.levels.get() + r * h.tokens, sums);

@@ -26,6 +26,14 @@ struct Plan {
   double factor;   // on the gradients of scale and offset, if it is a constant
   double scaling;  // on the gradient that goes through softmax
   double bound;    // of the logarithm of a scale
+
+  // Where a row begins among the quantized values, and among those before quantization.
+  int64_t quantized_at(int64_t o, int64_t group, int64_t row) const {
+    return ((o * groups + group) * rows + row) * inner;
+  }
+  int64_t values_at(int64_t o, int64_t group, int64_t row) const {
+    return moved ? ((o * rows + row) * groups + group) * inner : quantized_at(o, group, row);
+  }
 };
 
 struct Quantizer {

@@ -8,6 +8,7 @@
 namespace {
 
 constexpr int64_t kPart = 16384;  // values of a part at most, but for a row that has more among others
+
 // Rows of a group, or a piece of a single row.
 struct Part {
   int64_t outer, group, first_row, rows, first, count;
@@ -34,15 +35,6 @@ struct Parts {
   }
 };
 
-// Where a row of a part begins among the quantized values, and among those before quantization.
-inline int64_t quantized_at(const Plan& p, const Part& part, int64_t row) {
-  return ((part.outer * p.groups + part.group) * p.rows + row) * p.inner + part.first;
-}
-inline int64_t values_at(const Plan& p, const Part& part, int64_t row) {
-  if (!p.moved) return quantized_at(p, part, row);
-  return ((part.outer * p.rows + row) * p.groups + part.group) * p.inner + part.first;
-}
-
 // Calls f(quantizer, quantized, values, count, sums) for all rows, or pieces of rows: where one begins among the quantized
 // values and among those before quantization, how long it is, and the sums of its part, which are returned.
 template <class F>
@@ -57,7 +49,8 @@ std::vector<Sums> for_all(const Plan& plan, const float* scales, const float* of
     Sums sum;  // threads do not share its memory
     sum.group = part.group;
     for (int64_t row = part.first_row; row < part.first_row + part.rows; row++)
-      f(quantizer, quantized_at(plan, part, row), values_at(plan, part, row), part.count, sum);
+      f(quantizer, plan.quantized_at(part.outer, part.group, row) + part.first,
+        plan.values_at(part.outer, part.group, row) + part.first, part.count, sum);
     sums[i] = sum;
   }
   return sums;
