@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -130,14 +131,16 @@ def _export(
     packed = packed_form(model)
     shape = _check_model(packed)
     steps = None if image_processor is None else image_settings(image_processor, packed.config)
+    images = None
+    if verify:
+        images = sample_images(shape) if batches is None else _checked(batches, shape)
     packed = copy.deepcopy(packed).to("cpu")
     with new_folder(folder, replace=overwrite) as partial:
         details = format.write(packed, partial)
         size = sum(file.stat().st_size for file in partial.iterdir())
         path = partial / format.file
         agreement = None
-        if verify:
-            images = sample_images(shape) if batches is None else _checked(batches, shape)
+        if images is not None:
             agreement = compare(packed, format.open(path), images)
             agreement.check(f"the {format.name} export")
         report = ExportReport(folder, format.name, size, format.integer_products(path), agreement)
@@ -197,11 +200,17 @@ def _check_model(model: PreTrainedModel) -> tuple[int, int, int]:
     return input_shape(model.config)
 
 
-def _checked(batches: Iterable[Tensor], shape: tuple[int, int, int]) -> Iterable[Tensor]:
-    for batch in batches:
-        if batch.dim() != 4 or tuple(batch.shape[1:]) != shape or batch.dtype != torch.float32:
-            raise ValueError(
-                f"a batch has shape {tuple(batch.shape)} and type {str(batch.dtype).removeprefix('torch.')}; accepted:"
-                f" (any, {', '.join(map(str, shape))}), float32."
-            )
-        yield batch
+def _checked(batches: Iterable[Tensor], shape: tuple[int, int, int]) -> Iterator[Tensor]:
+    """The batches, each refused or passed on when it is drawn; the first one now, before the export takes its time."""
+    checked = (_checked_batch(batch, shape) for batch in batches)
+    first = list(itertools.islice(checked, 1))
+    return itertools.chain(first, checked)
+
+
+def _checked_batch(batch: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    if batch.dim() != 4 or tuple(batch.shape[1:]) != shape or batch.dtype != torch.float32:
+        raise ValueError(
+            f"a batch has shape {tuple(batch.shape)} and type {str(batch.dtype).removeprefix('torch.')}; accepted:"
+            f" (any, {', '.join(map(str, shape))}), float32."
+        )
+    return batch

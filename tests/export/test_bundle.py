@@ -21,17 +21,17 @@ BLOCK = "import sys\nfor name in ('torch', 'transformers', 'hf_vaq', 'torchvisio
 
 
 @pytest.mark.parametrize(("export", "runtime"), [(export_onnx, "onnxruntime"), (export_openvino, "openvino")])
-def test_run_py_classifies_a_digit_without_torch_transformers_and_this_package(export, runtime, tmp_path):
+def test_run_py_classifies_a_digit_without_torch_transformers_and_this_package(export, runtime, exported, tmp_path):
     pytest.importorskip(runtime, reason="needs its extra")
     model = packed_model("vit", weight_bits=4, activation_bits=4)
-    export(model, tmp_path / "out", image_processor=processor(), verify=False)
+    folder = exported(export, weight_bits=4, activation_bits=4).folder
     picture = load_digits()["test"][3]["image"]
     picture.save(tmp_path / "digit.png")
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(BLOCK)
     result = subprocess.run(
-        [sys.executable, str(tmp_path / "out" / "run.py"), str(tmp_path / "digit.png")],
+        [sys.executable, str(folder / "run.py"), str(tmp_path / "digit.png")],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(site)},
@@ -45,13 +45,13 @@ def test_run_py_classifies_a_digit_without_torch_transformers_and_this_package(e
     assert float(probability) == pytest.approx(float(logits.softmax(-1).max()), abs=0.02)
 
 
-def test_the_folder_states_labels_shapes_image_settings_and_agreement(tmp_path):
+def test_the_folder_states_labels_shapes_image_settings_and_agreement(exported):
     pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
-    model = packed_model("vit", weight_bits=2, activation_bits=2)
-    report = export_onnx(model, tmp_path / "out", image_processor=processor())
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    model = packed_model("vit", weight_bits=2, activation_bits=3)
+    report = exported(export_onnx, weight_bits=2, activation_bits=3)
+    names = {path.name for path in report.folder.iterdir()}
     assert names == {"model.onnx", "export.json", "README.md", "preprocessor_config.json", "run.py"}
-    settings = json.loads((tmp_path / "out" / "export.json").read_text())
+    settings = json.loads((report.folder / "export.json").read_text())
     assert settings["labels"] == list(model.config.id2label.values())
     assert settings["input"]["shape"] == ["batch", 3, 32, 32] and settings["opset"] == (
         25 if runtime_has_int2() else 21
@@ -59,8 +59,8 @@ def test_the_folder_states_labels_shapes_image_settings_and_agreement(tmp_path):
     assert settings["image"]["resize"] == {"height": 32, "width": 32}
     assert settings["agreement"]["images"] == report.agreement.images == report.agreement.same_top1 == 8
     assert settings["products"] == {"integer": report.products.total, "total": report.products.total}
-    assert settings["size_bytes"] == (tmp_path / "out" / "model.onnx").stat().st_size
-    assert "run.py picture.png" in (tmp_path / "out" / "README.md").read_text()
+    assert settings["size_bytes"] == (report.folder / "model.onnx").stat().st_size
+    assert "run.py picture.png" in (report.folder / "README.md").read_text()
 
 
 def test_pictures_are_prepared_as_the_image_processor_does(tmp_path):

@@ -33,13 +33,17 @@ def test_a_float_model_is_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_model_in_training_form_is_packed_first_and_said_so(tmp_path, capsys):
-    folder = saved(tmp_path / "trained", training_form("vit", **W4A4))
-    assert main(["export", folder, str(tmp_path / "out"), "--format", "onnx"]) == 0
+def test_a_model_in_training_form_is_packed_first_and_takes_the_place_of_an_earlier_export(tmp_path, capsys):
+    folder, out = saved(tmp_path / "trained", training_form("vit", **W4A4)), tmp_path / "out"
+    out.mkdir()
+    (out / "export.json").write_text("{}")
+    (out / "old").write_text("")
+    assert main(["export", folder, str(out), "--format", "onnx", "--overwrite"]) == 0
     captured = capsys.readouterr()
     assert "in training form" in captured.err
     assert "8 of 8" in captured.out and "10 of 10" in captured.out
     assert sorted(os.listdir(tmp_path)) == ["out", "trained"]
+    assert "old" not in os.listdir(out) and (out / "export.json").read_text() != "{}"
 
 
 @pytest.mark.parametrize(("export", "package"), [(export_onnx, "onnxruntime"), (export_openvino, "openvino")])
@@ -58,14 +62,6 @@ def test_a_folder_in_use_is_refused_and_kept(tmp_path):
     with pytest.raises(ValueError, match="holds no earlier export"):
         export_onnx(packed_model("vit", **W4A4), tmp_path, overwrite=True)
     assert os.listdir(tmp_path) == ["mine"]
-
-
-def test_an_earlier_export_is_replaced_when_asked(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "export.json").write_text("{}")
-    (tmp_path / "out" / "old").write_text("")
-    export_onnx(packed_model("vit", **W4A4), tmp_path / "out", verify=False, overwrite=True)
-    assert "old" not in os.listdir(tmp_path / "out") and os.listdir(tmp_path) == ["out"]
 
 
 def test_a_path_that_cannot_be_written_is_refused(tmp_path):

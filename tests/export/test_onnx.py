@@ -15,6 +15,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra 'onnx'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 
 BY_HEAD = {"weight_granularity": "head", "activation_granularity": "head"}
+W4A4 = {"weight_bits": 4, "activation_bits": 4}
 
 
 def answers(folder, pixel_values):
@@ -23,12 +24,12 @@ def answers(folder, pixel_values):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_answers_as_the_packed_model_and_multiplies_integers(family, tmp_path):
+def test_every_family_answers_as_the_packed_model_and_multiplies_integers(family, exported):
     model = packed_model(family, weight_bits=2, activation_bits=3)
-    report = export_onnx(model, tmp_path / "out", verify=False)
+    report = exported(export_onnx, family, weight_bits=2, activation_bits=3)
     pixel_values = images(3, seed=5)
     expected = simulated_logits(model, pixel_values).numpy()
-    np.testing.assert_allclose(answers(tmp_path / "out", pixel_values), expected, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(answers(report.folder, pixel_values), expected, atol=1e-6 * np.abs(expected).max())
     assert report.products.integer == report.products.total >= 9
 
 
@@ -42,12 +43,12 @@ def test_every_family_answers_as_the_packed_model_and_multiplies_integers(family
     ],
     ids=lambda config: "-".join(map(str, config.values())),
 )
-def test_every_granularity_and_width_is_an_integer_product(config, tmp_path):
+def test_every_granularity_and_width_is_an_integer_product(config, exported):
     model = packed_model("vit", **config)
-    report = export_onnx(model, tmp_path / "out", verify=False)
+    report = exported(export_onnx, **config)
     pixel_values = images(2, seed=5)
     expected = simulated_logits(model, pixel_values).numpy()
-    np.testing.assert_allclose(answers(tmp_path / "out", pixel_values), expected, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(answers(report.folder, pixel_values), expected, atol=1e-6 * np.abs(expected).max())
     assert report.products.integer == report.products.total
 
 
@@ -61,45 +62,49 @@ def test_every_granularity_and_width_is_an_integer_product(config, tmp_path):
     ],
     ids=["weights", "activations", "no_attention", "no_edges"],
 )
-def test_what_is_not_quantized_stays_in_floating_point(config, tmp_path):
+def test_what_is_not_quantized_stays_in_floating_point(config, exported):
     model = packed_model("vit", **config)
-    report = export_onnx(model, tmp_path / "out", verify=False)
+    report = exported(export_onnx, **config)
     pixel_values = images(2, seed=5)
     expected = simulated_logits(model, pixel_values).numpy()
-    np.testing.assert_allclose(answers(tmp_path / "out", pixel_values), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(answers(report.folder, pixel_values), expected, atol=1e-5 * np.abs(expected).max())
     assert report.products.integer < report.products.total
 
 
-@pytest.mark.parametrize(("bits", "opset", "stored"), [(2, 25, "INT2"), (3, 21, "INT4"), (4, 21, "INT4")])
-def test_weights_are_stored_in_the_narrowest_type_of_the_stated_opset(bits, opset, stored, tmp_path):
+@pytest.mark.parametrize(
+    ("config", "opset", "stored"),
+    [
+        ({"weight_bits": 2, "activation_bits": 3}, 25, "INT2"),
+        ({"weight_bits": 3, "activation_bits": 2, "weight_granularity": "channel"}, 21, "INT4"),
+        (W4A4, 21, "INT4"),
+    ],
+    ids=["2", "3", "4"],
+)
+def test_weights_are_stored_in_the_narrowest_type_of_the_stated_opset(config, opset, stored, exported):
     if stored == "INT2" and not runtime_has_int2():
         opset, stored = 21, "INT4"
-    model = packed_model("vit", weight_bits=bits, activation_bits=4)
-    export_onnx(model, tmp_path / "out", verify=False)
-    exported = onnx.load(tmp_path / "out" / "model.onnx")
-    onnx.checker.check_model(exported, full_check=True)
-    assert onnx_opset(exported) == opset
-    tensors = [tensor for tensor in exported.graph.initializer if tensor.dims]
+    written = onnx.load(exported(export_onnx, **config).folder / "model.onnx")
+    onnx.checker.check_model(written, full_check=True)
+    assert onnx_opset(written) == opset
+    tensors = [tensor for tensor in written.graph.initializer if tensor.dims]
     types = collections.Counter(onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in tensors)
     assert types[stored] == 6  # q, k, v, o, fc1, fc2
-    codes = model.vit.layers[0].mlp.fc1.codes().numpy()
+    codes = packed_model("vit", **config).vit.layers[0].mlp.fc1.codes().numpy()
     matches = [
         tensor for tensor in tensors if "layers.0.mlp.fc1" in tensor.name and tensor.name.endswith(stored.lower())
     ]
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(matches[0]).astype(np.int8), codes.T)
 
 
-def test_the_batch_is_free_and_the_image_size_fixed(tmp_path):
-    model = packed_model("vit", weight_bits=4, activation_bits=4)
-    export_onnx(model, tmp_path / "out", verify=False)
-    assert [answers(tmp_path / "out", images(count)).shape for count in (1, 5)] == [(1, 3), (5, 3)]
+def test_the_batch_is_free_and_the_image_size_fixed(exported):
+    folder = exported(export_onnx, **W4A4).folder
+    assert [answers(folder, images(count)).shape for count in (1, 5)] == [(1, 3), (5, 3)]
     with pytest.raises(Exception, match="invalid dimensions"):
-        answers(tmp_path / "out", images(1, size=40))
+        answers(folder, images(1, size=40))
 
 
-def test_the_file_names_no_place_of_this_machine(tmp_path):
-    export_onnx(packed_model("vit", weight_bits=4, activation_bits=4), tmp_path / "out", verify=False)
-    content = (tmp_path / "out" / "model.onnx").read_bytes()
+def test_the_file_names_no_place_of_this_machine(exported):
+    content = (exported(export_onnx, **W4A4).folder / "model.onnx").read_bytes()
     assert b"site-packages" not in content and b".py" not in content
 
 
@@ -116,13 +121,10 @@ def test_the_narrowest_width_holds_every_code(codes, bits):
     assert code_bits(np.array(codes)) == bits
 
 
-def test_the_packed_model_is_left_as_it_was(tmp_path):
-    model = packed_model("vit", weight_bits=4, activation_bits=4)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    logits = simulated_logits(model, images())
-    attention, execution = model.config._attn_implementation, model.execution
-    export_onnx(model, tmp_path / "out", verify=False)
-    assert (model.config._attn_implementation, model.execution) == (attention, execution)
-    assert before.keys() == model.state_dict().keys()
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert torch.equal(logits, simulated_logits(model, images()))
+def test_the_packed_model_is_left_as_it_was(exported):
+    exported(export_onnx, **W4A4)
+    model, other = packed_model("vit", **W4A4), packed_model.__wrapped__("vit", **W4A4)  # that was never exported
+    assert (model.config._attn_implementation, model.execution) == (other.config._attn_implementation, other.execution)
+    assert other.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(simulated_logits(other, images()), simulated_logits(model, images()))

@@ -13,6 +13,8 @@ openvino = pytest.importorskip("openvino", reason="needs the extra 'openvino'")
 pytest.importorskip("onnxscript", reason="needs the extra 'openvino'")
 
 BY_HEAD = {"weight_granularity": "head", "activation_granularity": "head"}
+W4A4 = {"weight_bits": 4, "activation_bits": 4}
+W2A2_BY_HEAD = {"weight_bits": 2, "activation_bits": 2, **BY_HEAD}
 MOVING = ("Gather", "Transpose", "Roll", "Split", "StridedSlice", "Concatenation")
 
 
@@ -24,37 +26,37 @@ def answers(folder, pixel_values):
 @pytest.mark.parametrize(
     ("family", "config"),
     [
-        ("vit", {"weight_bits": 4, "activation_bits": 4}),
-        ("deit_two_heads", {"weight_bits": 2, "activation_bits": 2, **BY_HEAD}),
+        ("vit", W4A4),
+        ("deit_two_heads", W2A2_BY_HEAD),
         ("dinov2_swiglu", {"weight_bits": 2, "activation_bits": 3, "weight_granularity": "channel"}),
-        ("beit", {"weight_bits": 4, "activation_bits": 4}),
-        ("swin", {"weight_bits": 4, "activation_bits": 4}),
+        ("beit", W4A4),
+        ("swin", W4A4),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
-def test_it_answers_as_the_packed_model_and_multiplies_integers(family, config, tmp_path):
+def test_it_answers_as_the_packed_model_and_multiplies_integers(family, config, exported):
     model = packed_model(family, **config)
-    report = export_openvino(model, tmp_path / "out", verify=False)
+    report = exported(export_openvino, family, **config)
     pixel_values = images(3, seed=5)
     expected = simulated_logits(model, pixel_values).numpy()
-    found = answers(tmp_path / "out", pixel_values)
+    found = answers(report.folder, pixel_values)
     # A value that moves across a rounding threshold changes one image by more; a wrong graph changes all of them.
     assert np.median(np.abs(found - expected).max(1)) < 2e-6 * np.abs(expected).max()
     assert report.products.integer == report.products.total >= 9
 
 
-@pytest.mark.parametrize(("bits", "stored"), [(2, "u2"), (4, "i4")])
-def test_weights_are_stored_in_the_narrowest_type(bits, stored, tmp_path):
-    model = packed_model("vit", weight_bits=bits, activation_bits=4)
-    export_openvino(model, tmp_path / "out", verify=False)
-    nodes = openvino.Core().read_model(tmp_path / "out" / "model.xml").get_ordered_ops()
+@pytest.mark.parametrize(
+    ("family", "config", "stored"), [("deit_two_heads", W2A2_BY_HEAD, "u2"), ("vit", W4A4, "i4")], ids=["2", "4"]
+)
+def test_weights_are_stored_in_the_narrowest_type(family, config, stored, exported):
+    report = exported(export_openvino, family, **config)
+    nodes = openvino.Core().read_model(report.folder / "model.xml").get_ordered_ops()
     types = [node.get_element_type().get_type_name() for node in nodes if node.get_type_name() == "Constant"]
     assert types.count(stored) == 6  # q, k, v, o, fc1, fc2
 
 
-def test_swin_moves_its_windows_in_bytes(tmp_path):
-    export_openvino(packed_model("swin", weight_bits=4, activation_bits=4), tmp_path / "out", verify=False)
-    model = openvino.Core().read_model(tmp_path / "out" / "model.xml")
+def test_swin_moves_its_windows_in_bytes(exported):
+    model = openvino.Core().read_model(exported(export_openvino, "swin", **W4A4).folder / "model.xml")
     model.reshape([2, *list(model.input(0).partial_shape)[1:]])
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
