@@ -4,6 +4,7 @@ A script: `python kill_helpers.py RECIPE FOLDER KILLS SEED`. It prints a JSON ob
 every run is a fork, so that a kill costs no more than the work it undoes.
 """
 
+import gc
 import json
 import os
 import random
@@ -67,6 +68,8 @@ def run(recipe: str, folder: Path, kills: int, seed: int) -> dict:
 
 if __name__ == "__main__":
     import hf_vaq.job  # noqa: F401
+
+    gc.freeze()  # a Trainer collects garbage twice a run
 
     target = Path(sys.argv[2])
     target.mkdir(parents=True, exist_ok=True)

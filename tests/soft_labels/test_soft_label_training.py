@@ -1,6 +1,5 @@
 """Training from stored labels: the loss, what is counted, resuming, several processes, what is refused."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from soft_label_helpers import files_of, photographs, processor, store_of, teacher
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
+import torchrun
 from training_helpers import Images, arguments, states_equal, tiny_quantized_vit, tiny_vit
 
 from hf_vaq.training import VaqTrainer
@@ -193,9 +193,9 @@ def two_processes(folder):
 
 
 def test_two_processes_label_as_one_and_see_no_crop_twice(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", __file__]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
+    command = [*torchrun.COMMAND, "--nproc_per_node=2", "--standalone", __file__, str(tmp_path)]
+    environment = torchrun.environment_of()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     one = store_of(photographs(), tmp_path / "one", images_per_shard=2)
     assert files_of(tmp_path / "store") == files_of(one.folder)

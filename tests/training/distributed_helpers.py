@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+import torchrun
 from accelerate import PartialState
 from accelerate.state import DistributedType
 from safetensors.torch import save_file
@@ -204,17 +205,15 @@ def offer_fsdp_on_the_cpu():
 # Starting processes
 
 
-def launch(scenario, folder, *options, environment=None):
+def launch(scenario, folder, *options, environment=None, command=torchrun.COMMAND):
     """Start torchrun with this script in the background; its output goes to a file beside `folder`.
 
-    `environment` takes the place of this process's own variables.
+    `environment` takes the place of this process's own variables, `command` that of torchrun with forks.
     """
-    # The helpers lie where pytest put them on the path of this process.
-    path = os.pathsep.join(filter(None, sys.path))
     log = open(f"{folder}.{len(options)}.{time.monotonic_ns()}.log", "w+")  # noqa: SIM115
     process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *options, __file__, scenario, str(folder)],
-        env=(environment or os.environ) | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        [*command, *options, __file__, scenario, str(folder)],
+        env=torchrun.environment_of(environment or os.environ),
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 
 import pytest
@@ -15,6 +16,8 @@ from transformers import AutoModelForImageClassification
 
 from hf_vaq.training import OSCILLATION_NAME
 from hf_vaq.training.checkpoints import missing_part
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def free_port():
@@ -149,7 +152,8 @@ def test_deepspeed_zero_2_agrees_with_one_process(tmp_path, one_process):
 def test_a_process_that_dies_takes_the_others_with_it(tmp_path, machines):
     folder = tmp_path / "run"
     if machines == 1:
-        processes = [launch("dying", folder, "--nproc_per_node=2", "--standalone")]
+        # Of forks it would name one, which need not be the one that died first.
+        processes = [launch("dying", folder, "--nproc_per_node=2", "--standalone", command=TORCHRUN)]
     else:
         processes = two_machines("dying", folder)
     begun = [folder / "rank0.json", folder / "rank1.json"]
