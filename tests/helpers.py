@@ -89,6 +89,13 @@ def build(family: str = "vit", seed: int = 0, **config) -> PreTrainedModel:
     return model_class(config_class(**arguments | config)).eval()
 
 
+def shift_first_block(swin: PreTrainedModel) -> PreTrainedModel:
+    """Shift the windows of the first block, as Swin's second one does: a stage then needs no second block for it."""
+    block = swin.swin.encoder.layers[0].blocks[0]
+    block.shift_size = block.window_size // 2
+    return swin
+
+
 def images(count: int = 4, seed: int = 0, size: int = IMAGE_SIZE) -> torch.Tensor:
     """Standard-normal "images", (count, 3, size, size)."""
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))

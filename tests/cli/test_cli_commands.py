@@ -1,8 +1,8 @@
 """The other commands, and what all commands have in common."""
 
 import os
+import runpy
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -122,6 +122,9 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
         main(["recipes"])
 
 
-def test_the_module_is_the_command():
-    run = subprocess.run([sys.executable, "-m", "hf_vaq", "--version"], capture_output=True, text=True, check=True)
-    assert run.stdout == f"hf-vaq {__version__}\n"
+def test_the_module_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["-m", "--version"])
+    with pytest.raises(SystemExit) as exit_info:
+        runpy.run_module("hf_vaq", run_name="__main__", alter_sys=True)  # what `python -m hf_vaq` does
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"hf-vaq {__version__}\n"

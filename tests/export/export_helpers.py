@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
-from helpers import IMAGE_SIZE, build, images
+from helpers import IMAGE_SIZE, build, images, shift_first_block
 from transformers import PreTrainedModel, ViTImageProcessor
 
 import hf_vaq
@@ -13,8 +13,10 @@ from hf_vaq import QuantConfig
 
 
 def training_form(family: str = "vit", **config) -> PreTrainedModel:
-    """A calibrated tiny model in training form: one block, of Swin two (one with shifted windows) and one."""
-    model = build(family, **({"depths": [2, 1]} if family == "swin" else {"num_hidden_layers": 1}))
+    """A calibrated tiny model in training form: one block, of Swin one with shifted windows and one without."""
+    model = build(family, **({"depths": [1, 1]} if family == "swin" else {"num_hidden_layers": 1}))
+    if family == "swin":
+        shift_first_block(model)
     hf_vaq.quantize(model, QuantConfig(**config))
     if config["activation_bits"] is not None:
         hf_vaq.calibrate(model, [{"pixel_values": images(16)}])

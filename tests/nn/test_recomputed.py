@@ -120,9 +120,8 @@ def test_a_result_in_another_type_than_its_argument_is_kept_itself():
     assert mixed.dtype is torch.bfloat16 and recomputed.source_of(mixed) is None
 
 
-@pytest.mark.parametrize("by_codes", [False, True])
-def test_a_compiled_model_keeps_no_quantized_copies(by_codes, monkeypatch):
-    monkeypatch.setattr(coded, "HAS_TILES", by_codes)
+def test_a_compiled_model_with_gradients_from_codes_keeps_no_quantized_copies(monkeypatch):
+    monkeypatch.setattr(coded, "HAS_TILES", True)  # without them: test_fusion.py
     model = fused("vit", num_hidden_layers=1)
     eager = bytes_kept(model)
     whole = torch.compile(model, backend="aot_eager", fullgraph=True)
