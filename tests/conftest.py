@@ -15,6 +15,19 @@ import transformers
 gc.disable()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n`: a half each in order, so that modules stay whole, and whoever is done takes over from the other.
+
+    xdist's own choice hands out pieces that nobody takes back; with the last one, one process was busy for half a
+    minute and the other was not.
+    """
+    if config.getvalue("dist") == "load":
+        from xdist.scheduler import WorkStealingScheduling
+
+        return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _libraries_are_no_garbage():
     """Keep what lives before a module's tests out of later collections: every run of a Trainer asks for two.

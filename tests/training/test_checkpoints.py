@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -182,32 +180,25 @@ def test_a_push_begins_when_the_checkpoint_has_its_name(tmp_path, monkeypatch):
     assert pushed == [("checkpoint-1", None), ("checkpoint-2", None)]
 
 
-def run_with_a_full_disk(folder):
-    """Train; from the second checkpoint on no file can grow beyond 4 kB."""
-    import resource
-
-    save = VaqTrainer._save_checkpoint
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    save, limits = VaqTrainer._save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limited(self, *args):
+        # A limit of the kernel on the size of files, here 4 kB: writing fails in all libraries as on a full disk.
         if self.state.global_step == 2:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-        save(self, *args)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            save(self, *args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    VaqTrainer._save_checkpoint = limited
-    try:
-        trainer(folder).train()
-    except CheckpointError as error:
-        print(error)
-
-
-def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
-    # A limit of the kernel on the size of files: writing fails in all libraries as on a full disk.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    message = done.stdout.strip().splitlines()[-1]
-    assert f"checkpoint-2 cannot be written to '{tmp_path}': File too large" in message, done.stderr[-2000:]
+    monkeypatch.setattr(VaqTrainer, "_save_checkpoint", limited)
+    with pytest.raises(CheckpointError) as caught:
+        trainer(tmp_path).train()
+    monkeypatch.undo()
+    message = str(caught.value)
+    assert f"checkpoint-2 cannot be written to '{tmp_path}': File too large" in message
     assert message.endswith("checkpoint-1 is complete: make room and resume from it.")
     assert os.listdir(tmp_path) == ["checkpoint-1"] and missing_part(tmp_path / "checkpoint-1") is None
     whole = trainer(tmp_path / "whole")
@@ -236,7 +227,3 @@ def test_errors_that_have_nothing_to_do_with_the_disk_stay_as_they_are(tmp_path,
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(RuntimeError, match="another thing"):
         trainer(tmp_path).train()
-
-
-if __name__ == "__main__":
-    run_with_a_full_disk(sys.argv[1])
