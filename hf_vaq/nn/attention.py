@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import coded, traced
+from . import bfloat16, coded, traced
 from .activation_quantizer import ActivationQuantizer
 from .fused_attention import fused_attention
 from .fusion import is_traced, may_be_replaced, may_fuse
@@ -62,10 +63,11 @@ def quantized_attention(
     if is_traced(scores) and not (dropout and module.training) and _is_replaceable(quantizers, "probabilities"):
         scaled = quantizers["probabilities"].scaled()
         probabilities = traced.quantize_softmax(scores, attention_mask, scaling, scaled)
-        if coded.applies_to(scores) and _are_replaceable(quantizers):
+        attend = _operator(scores)
+        if attend is not None and _are_replaceable(quantizers):
             # What is above stays for the probabilities; the compiler drops it where nobody reads them.
             scaled = [quantizers[name].scaled() for name in QUANTIZED_TENSORS]
-            return coded.attention(*operands, attention_mask, scaling, scaled), probabilities
+            return attend(*operands, attention_mask, scaling, scaled), probabilities
         return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
     scores = scores * scaling
     if attention_mask is not None:
@@ -85,6 +87,13 @@ def _is_fusable(quantizers: nn.ModuleDict, dropout: float, *tensors: Tensor) -> 
             for name in QUANTIZED_TENSORS
         )
     )
+
+
+def _operator(scores: Tensor) -> Callable[..., Tensor] | None:
+    """What computes attention in a model that is compiled as a whole, if not the compiler."""
+    if coded.applies_to(scores):
+        return coded.attention
+    return bfloat16.attention if bfloat16.HAS_TILES and bfloat16.applies_to(scores) else None
 
 
 def _is_replaceable(quantizers: nn.ModuleDict | None, name: str) -> bool:

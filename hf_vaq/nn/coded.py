@@ -29,6 +29,7 @@ from ..numerics.traced import traced_probabilities, traced_softmax_statistics
 from .fused_attention import gradients_by_products
 from .fused_layers import Scaled
 from .fusion import is_traced
+from .operators import as_projected, like_gradient, or_empty, quantizations_from
 
 HAS_TILES = torch.cpu._is_amx_tile_supported()
 _QUANTIZED_BY = "_quantized_by"
@@ -142,7 +143,7 @@ class _Attention(torch.autograd.Function):
         return *by_heads, grad_mask, *log_scales, *[None] * 9
 
 
-# The operators. What is not wanted is a tensor without elements: an operator returns what it says it does.
+# The operators.
 
 
 @torch.library.custom_op("hf_vaq::linear_parameter_gradients", mutates_args=())
@@ -161,14 +162,14 @@ def _linear_parameter_gradients(
     grad_weight, grad_bias = gradients_of_parameters(grad, operand, weight, True)
     quantization = Quantization.from_numbers(of_weight)
     grad_weight, by_scale = fused_weight_gradients(grad_weight, weight.contiguous(), weight_scale, quantization)
-    return grad_weight, _or_empty(by_scale, grad), grad_bias
+    return grad_weight, or_empty(by_scale, grad), grad_bias
 
 
 @_linear_parameter_gradients.register_fake
 def _(grad, x, scale, offset, of_x, weight, weight_scale, of_weight):
     return (
         grad.new_empty(weight.shape),
-        _like_gradient(weight_scale, of_weight, grad),
+        like_gradient(weight_scale, Quantization.from_numbers(of_weight), grad),
         grad.new_empty(weight.shape[:1]),
     )
 
@@ -189,13 +190,13 @@ def _linear_input_gradients(
     if quantized:
         return gradient_of_quantized_input(grad, x, matrix), grad.new_empty(0), grad.new_empty(0)
     by_x, by_scale, by_offset = gradients_through_input(grad, _matrix(x, scale, offset, of_x), matrix)
-    return by_x, _or_empty(by_scale, grad), _or_empty(by_offset, grad)
+    return by_x, or_empty(by_scale, grad), or_empty(by_offset, grad)
 
 
 @_linear_input_gradients.register_fake
 def _(grad, x, scale, offset, of_x, weight, weight_scale, of_weight, quantized):
-    parameters = (None, None) if quantized else (scale, offset)
-    return grad.new_empty(x.shape), *(_like_gradient(parameter, of_x, grad) for parameter in parameters)
+    parameters, quantization = (None, None) if quantized else (scale, offset), Quantization.from_numbers(of_x)
+    return grad.new_empty(x.shape), *(like_gradient(parameter, quantization, grad) for parameter in parameters)
 
 
 @torch.library.custom_op("hf_vaq::attention_gradients", mutates_args=())
@@ -213,10 +214,9 @@ def _attention_gradients(
     scaling: float,
     wants_scores: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tensors = *(heads.transpose(1, 2).contiguous().transpose(1, 2) for heads in (query, key, value)), probabilities
+    tensors = *(as_projected(heads) for heads in (query, key, value)), probabilities
     scales = query_scale, key_scale, value_scale, probability_scale
-    length = len(numbers) // len(tensors)
-    quantizations = [Quantization.from_numbers(numbers[i : i + length]) for i in range(0, len(numbers), length)]
+    quantizations = quantizations_from(numbers, len(tensors))
     operands = [QuantizedHeads(*operand) for operand in zip(tensors, scales, quantizations, strict=True)]
     grad = grad.contiguous()
     if can_differentiate(grad, *operands):
@@ -224,28 +224,18 @@ def _attention_gradients(
     else:
         quantized = fused_quantize_heads(*operands[0]), fused_quantize_heads(*operands[1])
         found = gradients_by_products(grad, None, *operands, quantized, scaling, wants_scores)
-    return (*found[:3], *(_or_empty(tensor, grad) for tensor in (found.scores, *found.log_scales)))
+    return (*found[:3], *(or_empty(tensor, grad) for tensor in (found.scores, *found.log_scales)))
 
 
 @_attention_gradients.register_fake
 def _(grad, query, key, value, probabilities, *rest):
     *scales, numbers, _, wants_scores = rest
-    length = len(numbers) // len(scales)
     by_heads = (grad.new_empty(grad.shape).transpose(1, 2) for _ in range(3))
     by_scores = grad.new_empty(probabilities.shape if wants_scores else (0,))
-    of_scales = (_like_gradient(scale, numbers[i * length : (i + 1) * length], grad) for i, scale in enumerate(scales))
+    quantizations = quantizations_from(numbers, len(scales))
+    of_scales = (like_gradient(scale, of, grad) for scale, of in zip(scales, quantizations, strict=True))
     return (*by_heads, by_scores, *of_scales)
 
 
 def _matrix(values: Tensor, scale: Tensor, offset: Tensor | None, numbers: Sequence[int]) -> QuantizedMatrix:
     return QuantizedMatrix(values.contiguous(), scale, offset, Quantization.from_numbers(numbers))
-
-
-def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if tensor is None else tensor
-
-
-def _like_gradient(parameter: Tensor | None, numbers: Sequence[int], like: Tensor) -> Tensor:
-    """A tensor like the gradient of scales or offsets."""
-    learned = parameter is not None and Quantization.from_numbers(numbers).factor != "none"
-    return like.new_empty(parameter.shape if learned else (0,))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import coded, fused_layers, traced
+from . import bfloat16, coded, fused_layers, traced
 from .activation_quantizer import ActivationQuantizer
 from .fused_layers import Scaled
 from .fusion import is_traced, is_untouched, may_be_replaced, may_fuse
@@ -102,7 +102,9 @@ class QuantLinear(QuantizedOperands, nn.Linear):
             return coded.linear(x, self.weight, self.bias, *operands, quantized=self.input_quantizer is None)
         in_autocast = torch.is_autocast_enabled(x.device.type)
         if in_autocast and argument is not None and traced.may_replace(self.input_quantizer):
-            quantized = traced.quantize_gelu(argument, self.input_quantizer.scaled())
+            by_kernel = bfloat16.CONVERTS and bfloat16.applies_to(argument)
+            quantize_gelu = bfloat16.quantize_gelu if by_kernel else traced.quantize_gelu
+            quantized = quantize_gelu(argument, self.input_quantizer.scaled())
         else:
             quantized = self.quantized_input(x)
         return traced.linear(quantized, self.quantized_weight(), self.bias)

@@ -24,7 +24,7 @@ from ..numerics.traced import (
     traced_softmax_statistics,
     written_flat,
 )
-from . import fused_layers
+from . import bfloat16, fused_layers
 from .fused_layers import Scaled
 from .fusion import may_be_replaced
 from .operations import Conv2d, Linear, autocast_dtype
@@ -84,7 +84,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None or dtype != torch.bfloat16:
         return _product(x, weight, bias, Linear())
     # PyTorch's product with bias copies the bias to every row first; here it joins what reads the result.
-    return (_product(x, weight, None, Linear()) + bias.to(torch.float32)).to(dtype)
+    product, bias = _product(x, weight, None, Linear()), bias.to(torch.float32)
+    total = (product + bias).to(dtype)
+    bfloat16.remember_terms(total, product, bias)
+    return total
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: dict[str, Any]) -> Tensor:

@@ -25,8 +25,10 @@ INSTRUCTIONS = {
 """By PyTorch's name of what the CPU is capable of; others get what every processor of their kind has."""
 SEPARATE_OPERATIONS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 """Each operation rounds by itself, as PyTorch's do; rounding is an instruction, not a call."""
-TILES = ("-mavx512bf16", "-mamx-tile", "-mamx-bf16")
-"""AMX, and what else its processors have that is used with it."""
+HALVES = ("-mavx512bf16",)
+"""Conversion to bfloat16, which processors with AMX have too."""
+TILES = ("-mamx-tile", "-mamx-bf16")
+"""AMX."""
 
 POINTER, LONG, INT, FLOAT, DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_double
 WEIGHTS = {
@@ -38,6 +40,10 @@ QUANTIZERS = {
     "vaq_differentiate": Signature(None, (*[POINTER] * 8, INT)),
     "vaq_differentiate_softmax": Signature(None, (*[POINTER] * 6, INT)),
 }
+GELU = {
+    "vaq_quantize_gelu": Signature(None, (*[POINTER] * 3, LONG, LONG, *[POINTER] * 3, INT)),
+    "vaq_differentiate_gelu": Signature(None, (*[POINTER] * 4, LONG, LONG, *[POINTER] * 5, INT)),
+}
 PRODUCTS = {
     "vaq_request_tiles": Signature(INT, ()),
     "vaq_size_of_codes": Signature(LONG, (LONG, LONG)),
@@ -48,22 +54,30 @@ PRODUCTS = {
 ATTENTION = {
     "vaq_differentiate_attention": Signature(None, (*[POINTER] * 5, INT)),
 }
+BFLOAT16_ATTENTION = {
+    "vaq_attend": Signature(None, (*[POINTER] * 5, INT)),
+    "vaq_differentiate_bfloat16_attention": Signature(None, (*[POINTER] * 5, INT)),
+}
 
 
 class Kernels(NamedTuple):
-    """Libraries, the last two of which are for processors with AMX.
+    """Libraries, the last three of which are for processors with AMX.
 
     Attributes:
         weights: all weights of a model at once.
         quantizers: a quantizer.
+        gelu: GELU of bfloat16 numbers and its quantizer, on processors that convert to bfloat16.
         products: products in the backward pass of a linear layer.
         attention: the backward pass of attention.
+        bfloat16_attention: attention on bfloat16 operands, and its backward pass.
     """
 
     weights: ctypes.CDLL
     quantizers: ctypes.CDLL
+    gelu: ctypes.CDLL | None = None
     products: ctypes.CDLL | None = None
     attention: ctypes.CDLL | None = None
+    bfloat16_attention: ctypes.CDLL | None = None
 
 
 @cache
@@ -78,31 +92,36 @@ def kernels() -> Kernels | None:
     except BuildError as error:
         logger.info(f"quantizers, regularizer and oscillation tracker without the compiled kernels: {error}")
         return None
-    has_tiles = capability == "AVX512" and torch.cpu._is_amx_tile_supported()
-    return Kernels(weights, quantizers, *(_with_tiles([*flags, *TILES]) if has_tiles else ()))
+    return Kernels(weights, quantizers, *(_of_bfloat16(flags) if capability == "AVX512" else ()))
 
 
-def _with_tiles(flags: Sequence[str]) -> tuple[ctypes.CDLL, ...]:
-    """Those for processors with AMX; none where the compiler or the system does not know it."""
-    try:
-        found = (
-            load_library(FOLDER / "products.cpp", ("tiles.h", "quantizer.h"), flags, PRODUCTS),
-            load_library(FOLDER / "attention.cpp", ("tiles.h", "quantizer.h"), flags, ATTENTION),
-        )
-    except BuildError as error:
-        logger.info(f"backward passes without AMX: {error}")
+def _of_bfloat16(flags: Sequence[str]) -> tuple[ctypes.CDLL, ...]:
+    """Those for processors that know bfloat16, with AMX or without; none where the compiler or the system does not."""
+    if not torch.cpu._is_avx512_bf16_supported():
         return ()
-    return found if found[0].vaq_request_tiles() else ()
+    flags, halves = [*flags, *HALVES], ("bfloat16.h", "quantizer.h")
+    try:
+        gelu = load_library(FOLDER / "gelu.cpp", halves, flags, GELU)
+        if not torch.cpu._is_amx_tile_supported():
+            return (gelu,)
+        flags, headers = [*flags, *TILES], ("tiles.h", *halves)
+        products = load_library(FOLDER / "products.cpp", headers, flags, PRODUCTS)
+        attention = load_library(FOLDER / "attention.cpp", headers, flags, ATTENTION)
+        bfloat16_attention = load_library(FOLDER / "bfloat16_attention.cpp", headers, flags, BFLOAT16_ATTENTION)
+    except BuildError as error:
+        logger.info(f"training without the kernels for bfloat16 and AMX: {error}")
+        return ()
+    return (gelu, products, attention, bfloat16_attention) if products.vaq_request_tiles() else (gelu,)
 
 
-def can_run(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether the kernels exist, and take these tensors: contiguous, float32, on the CPU."""
+def can_run(tensors: Iterable[Tensor | None], dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the kernels exist, and take these tensors: contiguous, of type `dtype`, on the CPU."""
     # Whoever wants nothing compiled, or cannot compile, gets nothing compiled.
     if torch.compiler.is_compiling() or compilation_failure() is not None:
         return False
-    return all(tensor is None or _is_taken(tensor) for tensor in tensors) and kernels() is not None
+    return all(tensor is None or _is_taken(tensor, dtype) for tensor in tensors) and kernels() is not None
 
 
-def _is_taken(tensor: Tensor) -> bool:
+def _is_taken(tensor: Tensor, dtype: torch.dtype) -> bool:
     on_cpu = is_plain(tensor) and tensor.device.type == "cpu"
-    return on_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    return on_cpu and tensor.dtype == dtype and tensor.is_contiguous()

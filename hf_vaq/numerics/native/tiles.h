@@ -19,6 +19,8 @@
 #include <cstdlib>
 #include <memory>
 
+#include "bfloat16.h"
+
 namespace {
 
 constexpr int64_t kTile = 16;               // rows of a tile
@@ -27,11 +29,7 @@ constexpr int64_t kNumbers = kTile * kSide; // bfloat16 numbers of a tile
 constexpr int64_t kPanel = 2 * kNumbers;    // of a panel
 constexpr int kPieces = 3;                  // bfloat16 numbers whose sum is a float32 number
 
-typedef uint16_t Half;  // a bfloat16 number
-
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline __mmask16 first_of(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : __mmask16((1 << count) - 1); }
 
 template <class T>
 struct Aligned {
@@ -194,7 +192,7 @@ struct Tiles {
 };
 
 // Writes a block of the result, 32 x 32 numbers in rows `stride` apart: what is there, if `add`, plus the products of
-// `steps` panels of both operands. One of the two has kPieces panels for each one of the other.
+// `steps` panels of both operands. If one of the two is float32, it has kPieces panels for each one of the other.
 template <int kFirst, int kSecond>
 void multiply(const Half* a, const Half* b, int64_t steps, float* block, int64_t stride, bool add = false) {
   constexpr int64_t line = 64;
@@ -213,7 +211,7 @@ void multiply(const Half* a, const Half* b, int64_t steps, float* block, int64_t
     _tile_zero(3);
   }
   for (int64_t s = 0; s < steps; s++, a += kFirst * kPanel, b += kSecond * kPanel)
-    for (int p = 0; p < kPieces; p++) {
+    for (int p = 0; p < std::max(kFirst, kSecond); p++) {
       if (p < kFirst) {
         _tile_loadd(4, a + p * kPanel, line);
         _tile_loadd(5, a + p * kPanel + kNumbers, line);

@@ -1,0 +1,324 @@
+// Attention on bfloat16 queries, keys and values, quantized as its probabilities are, and its backward pass; on processors
+// with AMX, see tiles.h.
+//
+// One thread computes a head of an image, all of which fits its second-level cache: scores are not written to memory,
+// but computed again in the backward pass. Sums of heads are added in order, so results do not depend on the number of
+// threads. What is rounded to bfloat16 on the way are the gradients by the scores.
+
+#include <vector>
+
+#include "tiles.h"
+
+namespace {
+
+// What Python fills in, see native/bfloat16_attention.py. Queries, keys and values lie as (batch, tokens, heads, dim), as
+// do their gradients, the result and its gradient; statistics of the rows of scores as (batch, heads, tokens).
+struct Tensors {
+  const Half *query, *key, *value;
+  const float* mask;  // added to scores, or null; rows are contiguous, and these are its strides
+  int64_t mask_image, mask_head, mask_row;
+  const float *query_scale, *key_scale, *value_scale, *probability_scale;
+  float *highest, *reciprocals;  // of a row: score, sum of exponentials
+  Half* result;
+  const Half* grad;  // from here on for the backward pass only
+  Half *grad_query, *grad_key, *grad_value;
+  float* grad_scores;  // (batch, heads, tokens, tokens): of the argument of softmax; null if it is not wanted
+  float *by_query_scale, *by_key_scale, *by_value_scale, *by_probability_scale;  // logarithms; null if not wanted
+};
+
+// A block of 32 x 32 numbers, of bfloat16 ones in memory or of others; `x(row, column)` gives 16 numbers of a row.
+template <class X>
+auto block(const X& x, int64_t row, int64_t column) {
+  return [&x, row, column](int64_t r, int64_t c) { return x(row * kSide + r, column * kSide + c); };
+}
+
+// Operands whose numbers are bfloat16 already, as the first of a product with sums along rows.
+template <class X>
+void pack_code_rows(const X& x, Half* to) {
+  for (int64_t i = 0; i < kSide; i++) _mm512_store_si512(to + i * kSide, beside(x(i, 0), x(i, 16)));
+}
+
+// From that to the second operand of a product with sums along columns.
+void pack_columns_of_rows(const Half* rows, Half* to) {
+  const __m512i step = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i low = _mm512_or_si512(step, _mm512_slli_epi32(_mm512_add_epi32(step, _mm512_set1_epi32(32)), 16));
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(16 << 16 | 16));
+  for (int64_t i = 0; i < kTile; i++) {
+    const __m512i row = _mm512_load_si512(rows + 2 * i * kSide), next = _mm512_load_si512(rows + (2 * i + 1) * kSide);
+    _mm512_store_si512(to + i * kSide, _mm512_permutex2var_epi16(row, low, next));
+    _mm512_store_si512(to + kNumbers + i * kSide, _mm512_permutex2var_epi16(row, high, next));
+  }
+}
+
+// Queries, keys, values, or the gradient of the result.
+struct Operand {
+  const Plan& plan;
+  const Half* values;
+  const float* scales;
+
+  Quantizer quantizer(int64_t head) const { return {plan, scales, nullptr, head}; }
+  float scale(int64_t head) const { return quantizer(head).scale; }
+
+  // 16 numbers of a row of a head, and their codes.
+  auto numbers(int64_t image, int64_t head) const {
+    const Half* const first = values + plan.values_at(image, head, 0);
+    const int64_t rows = plan.rows, columns = plan.inner, stride = plan.groups * plan.inner;
+    return [=](int64_t row, int64_t column) {
+      return load(first + row * stride + column, row < rows ? first_of(columns - column) : __mmask16(0));
+    };
+  }
+  auto codes(int64_t image, int64_t head) const {
+    const Quantizer16 quantizer(this->quantizer(head));
+    return [quantizer, x = numbers(image, head)](int64_t row, int64_t column) { return quantizer.code(x(row, column)); };
+  }
+};
+
+struct Gradient {
+  const Operand& operand;
+  Half* gradient;
+  float* by_scale;
+  std::vector<Sums> sums;  // of every head of every image
+
+  Gradient(const Operand& operand, Half* gradient, float* by_scale)
+      : operand(operand), gradient(gradient), by_scale(by_scale), sums(operand.plan.outer * operand.plan.groups) {}
+
+  // From the gradient of the quantized values of a head over `factor`, with rows `apart`, to that of the values.
+  void differentiate(int64_t image, int64_t head, const float* grad, int64_t apart, float factor) {
+    const Plan& plan = operand.plan;
+    const Quantizer16 quantizer(operand.quantizer(head));
+    Sums16 total;
+    for (int64_t row = 0; row < plan.rows; row++) {
+      const int64_t at = plan.values_at(image, head, row);
+      for_columns(plan.inner, [&](int64_t c, __mmask16 some) {
+        const __m512 x = load(operand.values + at + c, some), v = quantizer.normalized(x);
+        const __m512 of_quantized = _mm512_mul_ps(_mm512_load_ps(grad + row * apart + c), _mm512_set1_ps(factor));
+        store(gradient + at + c, total.differentiate(quantizer, x, v, quantizer.level(v), of_quantized), some);
+      });
+    }
+    Sums& sum = sums[image * plan.groups + head];
+    sum.group = head;
+    total.add_to(sum);
+  }
+
+  void finish_scales() const {
+    if (by_scale) finish(operand.plan, operand.scales, sums, by_scale, nullptr);
+  }
+};
+
+// All operands, and what is computed of a head.
+struct Attention {
+  const Tensors& t;
+  const Operand query, key, value;
+  const Plan& plan;  // of the probabilities, with the factor on scores
+  const int64_t tokens, dim, n, d;  // the latter in panels
+
+  Attention(const Plan* query_plan, const Plan* key_plan, const Plan* value_plan, const Plan* probability_plan,
+            const Tensors* tensors)
+      : t(*tensors), query{*query_plan, t.query, t.query_scale}, key{*key_plan, t.key, t.key_scale},
+        value{*value_plan, t.value, t.value_scale}, plan(*probability_plan), tokens(plan.rows), dim(value_plan->inner),
+        n(ceil_div(tokens, kSide)), d(ceil_div(dim, kSide)) {}
+
+  int64_t heads() const { return plan.outer * plan.groups; }
+  Quantizer probability(int64_t head) const { return {plan, t.probability_scale, nullptr, head}; }
+  const float* mask(int64_t image, int64_t head, int64_t row) const {
+    return t.mask ? t.mask + image * t.mask_image + head * t.mask_head + row * t.mask_row : nullptr;
+  }
+
+  // From products of codes to the argument of softmax, times the logarithm of 2 to the base e: 16 numbers of a row.
+  auto logits(int64_t image, int64_t head) const {
+    const float factor = query.scale(head) * key.scale(head) * float(plan.scaling) * kLog2OfE;
+    return [factor = _mm512_set1_ps(factor), by_mask = _mm512_set1_ps(kLog2OfE)](const float* products, const float* mask,
+                                                                               int64_t c, __mmask16 some) {
+      const __m512 scaled = _mm512_mul_ps(_mm512_load_ps(products + c), factor);
+      return mask ? _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, mask + c), by_mask, scaled) : scaled;
+    };
+  }
+
+  // Where 16 numbers of a row of 32 rows are among their panels.
+  static Half* in_panels(Half* panels, int64_t row, int64_t column) {
+    return panels + column / kSide * kPanel + row * kSide + column % kSide;
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Writes the result and the statistics.
+void vaq_attend(const Plan* query_plan, const Plan* key_plan, const Plan* value_plan, const Plan* probability_plan,
+                const Tensors* tensors, int threads) {
+  const Attention a(query_plan, key_plan, value_plan, probability_plan, tensors);
+  const int64_t n = a.n, d = a.d, length = n * kSide, width = d * kSide;
+#pragma omp parallel num_threads(threads)
+  {
+    const Tiles tiles;
+    const Aligned<Half> queries(length * width), keys(length * width), values(length * width), codes(kSide * length);
+    const Aligned<float> scores(kSide * length), result(kSide * width);
+    std::fill_n(codes.get(), kSide * length, Half(0));  // beyond the last token they stay zero
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < a.heads(); i++) {
+      const int64_t image = i / a.plan.groups, head = i % a.plan.groups;
+      const auto query = a.query.codes(image, head), key = a.key.codes(image, head), value = a.value.codes(image, head);
+      for (int64_t b = 0; b < n; b++)
+        for (int64_t c = 0; c < d; c++) {
+          pack_code_rows(block(query, b, c), queries.get() + (b * d + c) * kPanel);
+          pack_transposed_code_columns(block(key, b, c), keys.get() + (b * d + c) * kPanel);
+          pack_code_columns(block(value, b, c), values.get() + (c * n + b) * kPanel);
+        }
+      const Quantizer16 quantizer(a.probability(head));
+      const auto logits = a.logits(image, head);
+      const float factor = a.probability(head).scale * a.value.scale(head);
+      for (int64_t b = 0; b < n; b++) {
+        for (int64_t c = 0; c < n; c++)
+          multiply<1, 1>(queries.get() + b * d * kPanel, keys.get() + c * d * kPanel, d, scores.get() + c * kSide, length);
+        const int64_t some_rows = std::min(kSide, a.tokens - b * kSide);
+        for (int64_t r = 0; r < some_rows; r++) {
+          float* const row = scores.get() + r * length;
+          const float* const mask = a.mask(image, head, b * kSide + r);
+          __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+          for_columns(a.tokens, [&](int64_t c, __mmask16 some) {
+            const __m512 x = logits(row, mask, c, some);
+            most = _mm512_mask_max_ps(most, some, most, x);
+            _mm512_store_ps(row + c, x);
+          });
+          const float highest = _mm512_reduce_max_ps(most);
+          for_columns(a.tokens, [&](int64_t c, __mmask16 some) {
+            const __m512 shifted = _mm512_sub_ps(_mm512_load_ps(row + c), _mm512_set1_ps(highest));
+            const __m512 e = _mm512_maskz_mov_ps(some, power_of_two(shifted));
+            sum = _mm512_add_ps(sum, e);
+            _mm512_store_ps(row + c, e);
+          });
+          const float reciprocal = 1 / _mm512_reduce_add_ps(sum);
+          for_columns(a.tokens, [&](int64_t c, __mmask16 some) {
+            const __m512 p = _mm512_mul_ps(_mm512_load_ps(row + c), _mm512_set1_ps(reciprocal));
+            store(a.in_panels(codes.get(), r, c), quantizer.code(p), some);
+          });
+          const int64_t at = i * a.tokens + b * kSide + r;
+          a.t.highest[at] = highest, a.t.reciprocals[at] = reciprocal;
+        }
+        for (int64_t c = 0; c < d; c++)
+          multiply<1, 1>(codes.get(), values.get() + c * n * kPanel, n, result.get() + c * kSide, width);
+        for (int64_t r = 0; r < some_rows; r++) {
+          Half* const to = a.t.result + a.value.plan.values_at(image, head, b * kSide + r);
+          for_columns(a.dim, [&](int64_t c, __mmask16 some) {
+            store(to + c, _mm512_mul_ps(_mm512_load_ps(result.get() + r * width + c), _mm512_set1_ps(factor)), some);
+          });
+        }
+      }
+    }
+  }
+}
+
+// Writes the gradients by queries, keys, values, and the logarithms of the four scales.
+void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* key_plan, const Plan* value_plan,
+                                          const Plan* probability_plan, const Tensors* tensors, int threads) {
+  const Attention a(query_plan, key_plan, value_plan, probability_plan, tensors);
+  const Tensors& t = a.t;
+  const Operand grad{a.value.plan, t.grad, nullptr};
+  Gradient by_query(a.query, t.grad_query, t.by_query_scale), by_key(a.key, t.grad_key, t.by_key_scale);
+  Gradient by_value(a.value, t.grad_value, t.by_value_scale);
+  std::vector<Sums> by_probabilities(a.heads());
+  const int64_t n = a.n, d = a.d, length = n * kSide, width = d * kSide;
+  const float scaling = float(a.plan.scaling);
+#pragma omp parallel num_threads(threads)
+  {
+    const Tiles tiles;
+    const int64_t size = length * width;
+    const Aligned<Half> query_rows(size), query_turned(size), key_turned(size), key_columns(size), value_turned(size);
+    const Aligned<Half> grad_rows(size), grad_turned(size), code_rows(kSide * length), score_rows(kSide * length);
+    const Aligned<Half> code_columns(length * length), score_columns(length * length);
+    const Aligned<float> scores(kSide * length), grads(kSide * length), result(size), turned(size);
+    std::fill_n(code_rows.get(), kSide * length, Half(0));
+    std::fill_n(score_rows.get(), kSide * length, Half(0));
+    // The product of two operands whose panels have columns of the result across, turned back.
+    const auto multiply_turned = [&](const Half* first, const Half* second) {
+      for (int64_t c = 0; c < d; c++)
+        for (int64_t b = 0; b < n; b++)
+          multiply<1, 1>(first + c * n * kPanel, second + b * n * kPanel, n,
+                         turned.get() + c * kSide * length + b * kSide, length);
+      for (int64_t c = 0; c < width; c += kTile)
+        for (int64_t r = 0; r < length; r += kTile) {
+          __m512 rows[16];
+          for (int k = 0; k < 16; k++) rows[k] = _mm512_load_ps(turned.get() + (c + k) * length + r);
+          transpose(rows);
+          for (int k = 0; k < 16; k++) _mm512_store_ps(result.get() + (r + k) * width + c, rows[k]);
+        }
+    };
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < a.heads(); i++) {
+      const int64_t image = i / a.plan.groups, head = i % a.plan.groups;
+      const auto query = a.query.codes(image, head), key = a.key.codes(image, head), value = a.value.codes(image, head);
+      const auto grad_of_head = grad.numbers(image, head);
+      for (int64_t b = 0; b < n; b++)
+        for (int64_t c = 0; c < d; c++) {
+          const int64_t by_row = (b * d + c) * kPanel, by_column = (c * n + b) * kPanel;
+          pack_code_rows(block(query, b, c), query_rows.get() + by_row);
+          pack_transposed_code_rows(block(query, b, c), query_turned.get() + by_column);
+          pack_transposed_code_columns(block(key, b, c), key_turned.get() + by_row);
+          pack_code_columns(block(key, b, c), key_columns.get() + by_column);
+          pack_transposed_code_columns(block(value, b, c), value_turned.get() + by_row);
+          pack_code_rows(block(grad_of_head, b, c), grad_rows.get() + by_row);
+          pack_transposed_code_rows(block(grad_of_head, b, c), grad_turned.get() + by_column);
+        }
+      const Quantizer16 quantizer(a.probability(head));
+      const auto logits = a.logits(image, head);
+      const __m512 value_scale = _mm512_set1_ps(a.value.scale(head));
+      Sums16 total;
+      for (int64_t b = 0; b < n; b++) {
+        for (int64_t c = 0; c < n; c++) {
+          multiply<1, 1>(query_rows.get() + b * d * kPanel, key_turned.get() + c * d * kPanel, d,
+                         scores.get() + c * kSide, length);
+          multiply<1, 1>(grad_rows.get() + b * d * kPanel, value_turned.get() + c * d * kPanel, d,
+                         grads.get() + c * kSide, length);
+        }
+        const int64_t some_rows = std::min(kSide, a.tokens - b * kSide);
+        for (int64_t r = 0; r < some_rows; r++) {
+          const int64_t at = i * a.tokens + b * kSide + r;
+          const __m512 highest = _mm512_set1_ps(t.highest[at]), reciprocal = _mm512_set1_ps(t.reciprocals[at]);
+          float *const row = scores.get() + r * length, *const grad_row = grads.get() + r * length;
+          const float* const mask = a.mask(image, head, b * kSide + r);
+          __m512 projections = _mm512_setzero_ps();
+          for_columns(a.tokens, [&](int64_t c, __mmask16 some) {
+            const __m512 e = power_of_two(_mm512_sub_ps(logits(row, mask, c, some), highest));
+            const __m512 p = _mm512_maskz_mul_ps(some, e, reciprocal), v = quantizer.normalized(p);
+            const __m512 level = quantizer.level(v), g = _mm512_mul_ps(_mm512_load_ps(grad_row + c), value_scale);
+            const __m512 passed = total.differentiate(quantizer, p, v, level, _mm512_maskz_mov_ps(some, g));
+            projections = _mm512_fmadd_ps(passed, p, projections);
+            store(a.in_panels(code_rows.get(), r, c), level, some);
+            _mm512_store_ps(row + c, p);
+            _mm512_store_ps(grad_row + c, passed);
+          });
+          const __m512 projection = _mm512_set1_ps(_mm512_reduce_add_ps(projections));
+          for_columns(a.tokens, [&](int64_t c, __mmask16 some) {
+            const __m512 difference = _mm512_sub_ps(_mm512_load_ps(grad_row + c), projection);
+            const __m512 by_score = _mm512_mul_ps(difference, _mm512_load_ps(row + c));
+            store(a.in_panels(score_rows.get(), r, c), by_score, some);
+            if (t.grad_scores) _mm512_mask_storeu_ps(t.grad_scores + at * a.tokens + c, some, by_score);
+          });
+        }
+        for (int64_t r = some_rows; r < kSide; r++)  // of the block before
+          for (int64_t c = 0; c < length; c += kSide) {
+            std::fill_n(a.in_panels(code_rows.get(), r, c), kSide, Half(0));
+            std::fill_n(a.in_panels(score_rows.get(), r, c), kSide, Half(0));
+          }
+        for (int64_t c = 0; c < n; c++) {
+          pack_columns_of_rows(code_rows.get() + c * kPanel, code_columns.get() + (c * n + b) * kPanel);
+          pack_columns_of_rows(score_rows.get() + c * kPanel, score_columns.get() + (c * n + b) * kPanel);
+        }
+        for (int64_t c = 0; c < d; c++)
+          multiply<1, 1>(score_rows.get(), key_columns.get() + c * n * kPanel, n,
+                         result.get() + b * kSide * width + c * kSide, width);
+      }
+      by_probabilities[i].group = head;
+      total.add_to(by_probabilities[i]);
+      by_query.differentiate(image, head, result.get(), width, a.key.scale(head) * scaling);
+      multiply_turned(query_turned.get(), score_columns.get());
+      by_key.differentiate(image, head, result.get(), width, a.query.scale(head) * scaling);
+      multiply_turned(grad_turned.get(), code_columns.get());
+      by_value.differentiate(image, head, result.get(), width, a.probability(head).scale);
+    }
+  }
+  for (const Gradient* gradient : {&by_query, &by_key, &by_value}) gradient->finish_scales();
+  if (t.by_probability_scale) finish(a.plan, t.probability_scale, by_probabilities, t.by_probability_scale, nullptr);
+}
+}
