@@ -19,6 +19,7 @@ from ..numerics.fused import fused_quantize, fused_quantize_heads
 from ..numerics.native import bfloat16_attention, gelu
 from ..numerics.native.attention import QuantizedHeads
 from ..numerics.native.bfloat16_attention import Quantizers
+from ..numerics.products import gradient_of_bias
 from ..numerics.quantization import Quantization
 from ..numerics.traced import traced_gelu_gradients, traced_probabilities, traced_softmax_statistics
 from .fused_attention import gradients_by_products
@@ -52,13 +53,12 @@ def attention(
 
 def remember_terms(total: Tensor, product: Tensor, bias: Tensor) -> None:
     """Let a quantizer behind the GELU of a sum know what it is the sum of, so that the sum need not be written."""
-    setattr(total, _TERMS, (product.detach(), bias.detach()))
+    setattr(total, _TERMS, (product, bias))
 
 
 def quantize_gelu(argument: Tensor, scaled: Scaled) -> Tensor:
     """Fake-quantized result of the exact GELU of `argument`; one scale."""
-    product, bias = getattr(argument, _TERMS, (argument.detach(), None))
-    return _QuantizeGelu.apply(argument, product, bias, *scaled)
+    return _QuantizeGelu.apply(*getattr(argument, _TERMS, (argument, None)), *scaled)
 
 
 class _Attention(torch.autograd.Function):
@@ -87,7 +87,7 @@ class _Attention(torch.autograd.Function):
 
 class _QuantizeGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, argument, product, bias, log_scale, scale, offset, quantization):
+    def forward(ctx, product, bias, log_scale, scale, offset, quantization):
         ctx.save_for_backward(product, bias, scale, offset)
         ctx.quantization = quantization
         return torch.ops.hf_vaq.bfloat16_gelu(product, bias, scale, offset, quantization.numbers())
@@ -96,12 +96,12 @@ class _QuantizeGelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         product, bias, scale, offset = ctx.saved_tensors
-        by_argument, by_scale, by_offset = torch.ops.hf_vaq.bfloat16_gelu_gradients(
+        by_product, by_bias, by_scale, by_offset = torch.ops.hf_vaq.bfloat16_gelu_gradients(
             grad, product, bias, scale, offset, ctx.quantization.numbers()
         )
-        learned = ctx.quantization.factor != "none"
+        by_bias, learned = None if bias is None else by_bias, ctx.quantization.factor != "none"
         by_offset = by_offset if learned and offset is not None else None
-        return by_argument, None, None, by_scale if learned else None, None, by_offset, None
+        return by_product, by_bias, by_scale if learned else None, None, by_offset, None
 
 
 # The operators.
@@ -202,21 +202,22 @@ def _(product, bias, scale, offset, numbers):
 @torch.library.custom_op("hf_vaq::bfloat16_gelu_gradients", mutates_args=())
 def _bfloat16_gelu_gradients(
     grad: Tensor, product: Tensor, bias: Tensor | None, scale: Tensor, offset: Tensor | None, numbers: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad, product, quantization = grad.contiguous(), product.contiguous(), Quantization.from_numbers(numbers)
     if gelu.can_quantize(product, bias, scale, offset):
         found = gelu.gradients(grad, product, bias, scale, offset, quantization)
     else:
-        by_argument, *others = traced_gelu_gradients(grad, _sum(product, bias), scale, offset, quantization)
-        found = by_argument.to(grad.dtype), *others
-    return found[0], or_empty(found[1], scale), or_empty(found[2], scale)
+        by_sum, *of_quantizer = traced_gelu_gradients(grad, _sum(product, bias), scale, offset, quantization)
+        found = by_sum.to(grad.dtype), None if bias is None else gradient_of_bias(by_sum), *of_quantizer
+    return found[0], *(or_empty(tensor, scale) for tensor in found[1:])
 
 
 @_bfloat16_gelu_gradients.register_fake
 def _(grad, product, bias, scale, offset, numbers):
     quantization = Quantization.from_numbers(numbers)
-    of_parameters = (like_gradient(parameter, quantization, scale) for parameter in (scale, offset))
-    return product.new_empty(product.shape), *of_parameters
+    of_quantizer = (like_gradient(parameter, quantization, scale) for parameter in (scale, offset))
+    by_bias = scale.new_empty((0,) if bias is None else bias.shape)
+    return product.new_empty(product.shape), by_bias, *of_quantizer
 
 
 def _quantizers(scales: Sequence[Tensor], numbers: Sequence[int]) -> Quantizers:

@@ -13,6 +13,7 @@ from ..numerics.native.products import QuantizedMatrix, TransposedCodes
 from ..numerics.products import (
     gradient_of_bias,
     gradient_of_linear_input,
+    gradient_of_linear_weight,
     gradient_of_quantized_input,
     gradients_of_parameters,
     gradients_through_input,
@@ -79,7 +80,13 @@ class Conv2d:
         self, grad: Tensor, x: Tensor, weight: Tensor, with_bias: bool
     ) -> tuple[Tensor, Tensor | None]:
         """In the shape of `weight`, from `grad`, that of the result; and of the bias, float32."""
-        by_weight = self._gradients(grad, x, weight, [False, True, False])[1]
+        if self._is_patches(x, weight):
+            by_weight = gradient_of_linear_weight(
+                grad.permute(0, 2, 3, 1), self._patches(x, weight), weight.flatten(1)
+            )
+            by_weight = by_weight.view(weight.shape)
+        else:
+            by_weight = self._gradients(grad, x, weight, [False, True, False])[1]
         return by_weight, self.gradient_of_bias(grad) if with_bias else None
 
     def gradient_of_input(self, grad: Tensor, x: Tensor, weight: Tensor | QuantizedMatrix) -> Tensor:
@@ -103,6 +110,11 @@ class Conv2d:
         kernel = tuple(weight.shape[2:])
         simple = self.groups == 1 and not any(self.padding) and all(step == 1 for step in self.dilation)
         return simple and self.stride == kernel and all(n % k == 0 for n, k in zip(x.shape[2:], kernel, strict=True))
+
+    def _patches(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(batch, rows, columns, numbers of a patch)."""
+        x = x.unflatten(3, (-1, weight.shape[3])).unflatten(2, (-1, weight.shape[2]))
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
     def gradient_of_bias(self, grad: Tensor) -> Tensor:
         """One number for an output feature, float32."""

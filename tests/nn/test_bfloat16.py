@@ -115,29 +115,27 @@ def test_attention_and_its_gradients_are_those_of_the_reference(kernels, tokens,
 def test_gelu_and_its_gradients_are_those_of_the_reference(kernels, shape, bias, offset, factor):
     kernels("gelu")
     torch.manual_seed(len(shape))
-    product = (2 * torch.randn(shape)).bfloat16()
-    term = torch.randn(shape[-1]) if bias else None
-    argument = product.float() if term is None else product + term
-    ours = argument.bfloat16().requires_grad_()
+    product = (2 * torch.randn(shape)).bfloat16().requires_grad_()
+    term = torch.randn(shape[-1], requires_grad=True) if bias else None
+    argument = product
     if term is not None:
-        bfloat16.remember_terms(ours, product, term)
-    exact = (argument if bias else ours.detach().float()).clone().requires_grad_()
+        argument = (product + term).bfloat16()
+        bfloat16.remember_terms(argument, product, term)
     log_scale, quantization = quantizer(4, 1, False, factor, 0.1)
     start = torch.tensor([-0.17], requires_grad=factor != "none") if offset else None
     learned = [] if factor == "none" else [leaf for leaf in (log_scale, start) if leaf is not None]
 
-    found = bfloat16.quantize_gelu(ours, of(log_scale, quantization, start))
+    found = bfloat16.quantize_gelu(argument, of(log_scale, quantization, start))
+    exact = product.float() if term is None else product + term
     wanted = reference(F.gelu(exact), log_scale, quantization, start)
     assert found.dtype == torch.bfloat16
     assert_near(found, wanted, 0.01)
 
-    grad = torch.randn(shape).bfloat16()
-    gradients = (
-        torch.autograd.grad(found, [ours, *learned], grad),
-        torch.autograd.grad(wanted, [exact, *learned], grad.float()),
-    )
-    for by_ours, by_reference in zip(*gradients, strict=True):
-        assert_near(by_ours, by_reference, 0.01)
+    grad, leaves = torch.randn(shape).bfloat16(), [product, *([] if term is None else [term]), *learned]
+    by_ours, by_reference = (torch.autograd.grad(result, leaves, grad.to(result.dtype)) for result in (found, wanted))
+    for ours, theirs in zip(by_ours, by_reference, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert_near(ours, theirs, 0.01)
 
 
 def gelu_codes(x: Tensor, bits: int, scale: float) -> Tensor:

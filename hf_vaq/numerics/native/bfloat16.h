@@ -1,5 +1,5 @@
-// What kernels for bfloat16 tensors share: numbers in memory, functions, and fake quantizers, 16 numbers at a time and in
-// float32; for processors with AVX-512.
+// What kernels for bfloat16 tensors share: numbers in memory, functions, and fake quantizers, 16 numbers at a time and
+// in float32; for processors with AVX-512.
 
 #pragma once
 
@@ -96,11 +96,12 @@ struct Sums16 {
   __m512 by_scale = _mm512_setzero_ps(), clipped = _mm512_setzero_ps(), magnitudes = _mm512_setzero_ps();
 
   // The gradient by values `x`, from that of the quantized ones; `v`, `level`: see Quantizer16.
+  template <bool kOffset>
   __m512 differentiate(const Quantizer16& q, __m512 x, __m512 v, __m512 level, __m512 grad) {
     const __mmask16 above = _mm512_cmp_ps_mask(v, q.lowest, _CMP_GT_OQ);
     const __mmask16 inside = _mm512_mask_cmp_ps_mask(above, v, q.highest, _CMP_LT_OQ);
     by_scale = _mm512_fmadd_ps(_mm512_mask_sub_ps(level, inside, level, v), grad, by_scale);
-    clipped = _mm512_mask_add_ps(clipped, __mmask16(~inside), clipped, grad);
+    if (kOffset) clipped = _mm512_mask_add_ps(clipped, __mmask16(~inside), clipped, grad);
     magnitudes = _mm512_add_ps(magnitudes, _mm512_abs_ps(x));
     return _mm512_maskz_mov_ps(inside, grad);
   }

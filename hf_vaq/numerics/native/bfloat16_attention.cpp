@@ -1,5 +1,5 @@
-// Attention on bfloat16 queries, keys and values, quantized as its probabilities are, and its backward pass; on processors
-// with AMX, see tiles.h.
+// Attention on bfloat16 queries, keys and values, quantized as its probabilities are, and its backward pass; on
+// processors with AMX, see tiles.h.
 //
 // One thread computes a head of an image, all of which fits its second-level cache: scores are not written to memory,
 // but computed again in the backward pass. Sums of heads are added in order, so results do not depend on the number of
@@ -11,8 +11,8 @@
 
 namespace {
 
-// What Python fills in, see native/bfloat16_attention.py. Queries, keys and values lie as (batch, tokens, heads, dim), as
-// do their gradients, the result and its gradient; statistics of the rows of scores as (batch, heads, tokens).
+// What Python fills in, see native/bfloat16_attention.py. Queries, keys and values lie as (batch, tokens, heads, dim),
+// as do their gradients, the result and its gradient; statistics of the rows of scores as (batch, heads, tokens).
 struct Tensors {
   const Half *query, *key, *value;
   const float* mask;  // added to scores, or null; rows are contiguous, and these are its strides
@@ -26,27 +26,51 @@ struct Tensors {
   float *by_query_scale, *by_key_scale, *by_value_scale, *by_probability_scale;  // logarithms; null if not wanted
 };
 
-// A block of 32 x 32 numbers, of bfloat16 ones in memory or of others; `x(row, column)` gives 16 numbers of a row.
-template <class X>
-auto block(const X& x, int64_t row, int64_t column) {
-  return [&x, row, column](int64_t r, int64_t c) { return x(row * kSide + r, column * kSide + c); };
-}
+// Packing, all of it from the first operand of a product with sums along rows: 32 rows of 32 numbers.
 
-// Operands whose numbers are bfloat16 already, as the first of a product with sums along rows.
-template <class X>
-void pack_code_rows(const X& x, Half* to) {
-  for (int64_t i = 0; i < kSide; i++) _mm512_store_si512(to + i * kSide, beside(x(i, 0), x(i, 16)));
-}
+// Numbers of a row between those of the next one: the first 16 of both, the last 16 of both.
+struct Between {
+  __m512i first, last;
 
-// From that to the second operand of a product with sums along columns.
-void pack_columns_of_rows(const Half* rows, Half* to) {
-  const __m512i step = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i low = _mm512_or_si512(step, _mm512_slli_epi32(_mm512_add_epi32(step, _mm512_set1_epi32(32)), 16));
-  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(16 << 16 | 16));
+  Between(const Half* rows, int64_t row) {
+    const __m512i step = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i low = _mm512_or_si512(step, _mm512_slli_epi32(_mm512_add_epi32(step, _mm512_set1_epi32(32)), 16));
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(16 << 16 | 16));
+    const __m512i x = _mm512_load_si512(rows + row * kSide), next = _mm512_load_si512(rows + (row + 1) * kSide);
+    first = _mm512_permutex2var_epi16(x, low, next), last = _mm512_permutex2var_epi16(x, high, next);
+  }
+};
+
+// As the second operand, for sums along columns.
+void pack_as_columns(const Half* rows, Half* to) {
   for (int64_t i = 0; i < kTile; i++) {
-    const __m512i row = _mm512_load_si512(rows + 2 * i * kSide), next = _mm512_load_si512(rows + (2 * i + 1) * kSide);
-    _mm512_store_si512(to + i * kSide, _mm512_permutex2var_epi16(row, low, next));
-    _mm512_store_si512(to + kNumbers + i * kSide, _mm512_permutex2var_epi16(row, high, next));
+    const Between pairs(rows, 2 * i);
+    _mm512_store_si512(to + i * kSide, pairs.first);
+    _mm512_store_si512(to + kNumbers + i * kSide, pairs.last);
+  }
+}
+
+// Transposed and as the first operand: for sums along columns.
+void pack_as_turned_rows(const Half* rows, Half* to) {
+  __m512 first[16], last[16];
+  for (int64_t i = 0; i < 16; i++) {
+    const Between pairs(rows, 2 * i);
+    first[i] = _mm512_castsi512_ps(pairs.first), last[i] = _mm512_castsi512_ps(pairs.last);
+  }
+  transpose(first), transpose(last);
+  for (int64_t i = 0; i < 16; i++) {
+    _mm512_store_ps(to + i * kSide, first[i]);
+    _mm512_store_ps(to + kNumbers + i * kSide, last[i]);
+  }
+}
+
+// Transposed and as the second operand: for sums along rows.
+void pack_as_turned_columns(const Half* rows, Half* to) {
+  for (int64_t r = 0; r < kSide; r += kTile) {
+    __m512 pairs[16];
+    for (int64_t i = 0; i < 16; i++) pairs[i] = _mm512_load_ps(rows + (r + i) * kSide);
+    transpose(pairs);
+    for (int64_t i = 0; i < 16; i++) _mm512_store_ps(to + (r + i) * kSide, pairs[i]);
   }
 }
 
@@ -59,17 +83,17 @@ struct Operand {
   Quantizer quantizer(int64_t head) const { return {plan, scales, nullptr, head}; }
   float scale(int64_t head) const { return quantizer(head).scale; }
 
-  // 16 numbers of a row of a head, and their codes.
-  auto numbers(int64_t image, int64_t head) const {
-    const Half* const first = values + plan.values_at(image, head, 0);
-    const int64_t rows = plan.rows, columns = plan.inner, stride = plan.groups * plan.inner;
-    return [=](int64_t row, int64_t column) {
-      return load(first + row * stride + column, row < rows ? first_of(columns - column) : __mmask16(0));
-    };
-  }
-  auto codes(int64_t image, int64_t head) const {
+  // Rows of a block of a head: the numbers themselves, zero beyond the end, or their codes.
+  template <bool kCodes>
+  void rows(int64_t image, int64_t head, int64_t row_block, int64_t column_block, Half* to) const {
     const Quantizer16 quantizer(this->quantizer(head));
-    return [quantizer, x = numbers(image, head)](int64_t row, int64_t column) { return quantizer.code(x(row, column)); };
+    for (int64_t i = 0; i < kSide; i++)
+      for (int64_t c = 0; c < kSide; c += 16) {
+        const int64_t row = row_block * kSide + i, column = column_block * kSide + c;
+        const __mmask16 some = row < plan.rows ? first_of(plan.inner - column) : __mmask16(0);
+        const __m512 x = load(values + plan.values_at(image, head, some ? row : 0) + column, some);
+        store(to + i * kSide + c, kCodes ? quantizer.code(x) : x, 0xffff);
+      }
   }
 };
 
@@ -92,7 +116,7 @@ struct Gradient {
       for_columns(plan.inner, [&](int64_t c, __mmask16 some) {
         const __m512 x = load(operand.values + at + c, some), v = quantizer.normalized(x);
         const __m512 of_quantized = _mm512_mul_ps(_mm512_load_ps(grad + row * apart + c), _mm512_set1_ps(factor));
-        store(gradient + at + c, total.differentiate(quantizer, x, v, quantizer.level(v), of_quantized), some);
+        store(gradient + at + c, total.differentiate<false>(quantizer, x, v, quantizer.level(v), of_quantized), some);
       });
     }
     Sums& sum = sums[image * plan.groups + head];
@@ -127,10 +151,10 @@ struct Attention {
   // From products of codes to the argument of softmax, times the logarithm of 2 to the base e: 16 numbers of a row.
   auto logits(int64_t image, int64_t head) const {
     const float factor = query.scale(head) * key.scale(head) * float(plan.scaling) * kLog2OfE;
-    return [factor = _mm512_set1_ps(factor), by_mask = _mm512_set1_ps(kLog2OfE)](const float* products, const float* mask,
-                                                                               int64_t c, __mmask16 some) {
+    return [factor = _mm512_set1_ps(factor)](const float* products, const float* mask, int64_t c, __mmask16 some) {
       const __m512 scaled = _mm512_mul_ps(_mm512_load_ps(products + c), factor);
-      return mask ? _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, mask + c), by_mask, scaled) : scaled;
+      if (!mask) return scaled;
+      return _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, mask + c), _mm512_set1_ps(kLog2OfE), scaled);
     };
   }
 
@@ -152,25 +176,28 @@ void vaq_attend(const Plan* query_plan, const Plan* key_plan, const Plan* value_
 #pragma omp parallel num_threads(threads)
   {
     const Tiles tiles;
-    const Aligned<Half> queries(length * width), keys(length * width), values(length * width), codes(kSide * length);
+    const Aligned<Half> queries(length * width), keys(length * width), values(length * width);
+    const Aligned<Half> rows(kPanel), codes(kSide * length);
     const Aligned<float> scores(kSide * length), result(kSide * width);
     std::fill_n(codes.get(), kSide * length, Half(0));  // beyond the last token they stay zero
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < a.heads(); i++) {
       const int64_t image = i / a.plan.groups, head = i % a.plan.groups;
-      const auto query = a.query.codes(image, head), key = a.key.codes(image, head), value = a.value.codes(image, head);
       for (int64_t b = 0; b < n; b++)
         for (int64_t c = 0; c < d; c++) {
-          pack_code_rows(block(query, b, c), queries.get() + (b * d + c) * kPanel);
-          pack_transposed_code_columns(block(key, b, c), keys.get() + (b * d + c) * kPanel);
-          pack_code_columns(block(value, b, c), values.get() + (c * n + b) * kPanel);
+          a.query.rows<true>(image, head, b, c, queries.get() + (b * d + c) * kPanel);
+          a.key.rows<true>(image, head, b, c, rows.get());
+          pack_as_turned_columns(rows.get(), keys.get() + (b * d + c) * kPanel);
+          a.value.rows<true>(image, head, b, c, rows.get());
+          pack_as_columns(rows.get(), values.get() + (c * n + b) * kPanel);
         }
       const Quantizer16 quantizer(a.probability(head));
       const auto logits = a.logits(image, head);
       const float factor = a.probability(head).scale * a.value.scale(head);
       for (int64_t b = 0; b < n; b++) {
         for (int64_t c = 0; c < n; c++)
-          multiply<1, 1>(queries.get() + b * d * kPanel, keys.get() + c * d * kPanel, d, scores.get() + c * kSide, length);
+          multiply<1, 1>(queries.get() + b * d * kPanel, keys.get() + c * d * kPanel, d, scores.get() + c * kSide,
+                         length);
         const int64_t some_rows = std::min(kSide, a.tokens - b * kSide);
         for (int64_t r = 0; r < some_rows; r++) {
           float* const row = scores.get() + r * length;
@@ -214,7 +241,7 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
                                           const Plan* probability_plan, const Tensors* tensors, int threads) {
   const Attention a(query_plan, key_plan, value_plan, probability_plan, tensors);
   const Tensors& t = a.t;
-  const Operand grad{a.value.plan, t.grad, nullptr};
+  const Operand grad{a.value.plan, t.grad, t.value_scale};  // its numbers are read only
   Gradient by_query(a.query, t.grad_query, t.by_query_scale), by_key(a.key, t.grad_key, t.by_key_scale);
   Gradient by_value(a.value, t.grad_value, t.by_value_scale);
   std::vector<Sums> by_probabilities(a.heads());
@@ -225,7 +252,8 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
     const Tiles tiles;
     const int64_t size = length * width;
     const Aligned<Half> query_rows(size), query_turned(size), key_turned(size), key_columns(size), value_turned(size);
-    const Aligned<Half> grad_rows(size), grad_turned(size), code_rows(kSide * length), score_rows(kSide * length);
+    const Aligned<Half> grad_rows(size), grad_turned(size), rows(kPanel);
+    const Aligned<Half> code_rows(kSide * length), score_rows(kSide * length);
     const Aligned<Half> code_columns(length * length), score_columns(length * length);
     const Aligned<float> scores(kSide * length), grads(kSide * length), result(size), turned(size);
     std::fill_n(code_rows.get(), kSide * length, Half(0));
@@ -238,27 +266,27 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
                          turned.get() + c * kSide * length + b * kSide, length);
       for (int64_t c = 0; c < width; c += kTile)
         for (int64_t r = 0; r < length; r += kTile) {
-          __m512 rows[16];
-          for (int k = 0; k < 16; k++) rows[k] = _mm512_load_ps(turned.get() + (c + k) * length + r);
-          transpose(rows);
-          for (int k = 0; k < 16; k++) _mm512_store_ps(result.get() + (r + k) * width + c, rows[k]);
+          __m512 tile[16];
+          for (int k = 0; k < 16; k++) tile[k] = _mm512_load_ps(turned.get() + (c + k) * length + r);
+          transpose(tile);
+          for (int k = 0; k < 16; k++) _mm512_store_ps(result.get() + (r + k) * width + c, tile[k]);
         }
     };
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < a.heads(); i++) {
       const int64_t image = i / a.plan.groups, head = i % a.plan.groups;
-      const auto query = a.query.codes(image, head), key = a.key.codes(image, head), value = a.value.codes(image, head);
-      const auto grad_of_head = grad.numbers(image, head);
       for (int64_t b = 0; b < n; b++)
         for (int64_t c = 0; c < d; c++) {
           const int64_t by_row = (b * d + c) * kPanel, by_column = (c * n + b) * kPanel;
-          pack_code_rows(block(query, b, c), query_rows.get() + by_row);
-          pack_transposed_code_rows(block(query, b, c), query_turned.get() + by_column);
-          pack_transposed_code_columns(block(key, b, c), key_turned.get() + by_row);
-          pack_code_columns(block(key, b, c), key_columns.get() + by_column);
-          pack_transposed_code_columns(block(value, b, c), value_turned.get() + by_row);
-          pack_code_rows(block(grad_of_head, b, c), grad_rows.get() + by_row);
-          pack_transposed_code_rows(block(grad_of_head, b, c), grad_turned.get() + by_column);
+          a.query.rows<true>(image, head, b, c, query_rows.get() + by_row);
+          pack_as_turned_rows(query_rows.get() + by_row, query_turned.get() + by_column);
+          a.key.rows<true>(image, head, b, c, rows.get());
+          pack_as_turned_columns(rows.get(), key_turned.get() + by_row);
+          pack_as_columns(rows.get(), key_columns.get() + by_column);
+          a.value.rows<true>(image, head, b, c, rows.get());
+          pack_as_turned_columns(rows.get(), value_turned.get() + by_row);
+          grad.rows<false>(image, head, b, c, grad_rows.get() + by_row);
+          pack_as_turned_rows(grad_rows.get() + by_row, grad_turned.get() + by_column);
         }
       const Quantizer16 quantizer(a.probability(head));
       const auto logits = a.logits(image, head);
@@ -282,7 +310,7 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
             const __m512 e = power_of_two(_mm512_sub_ps(logits(row, mask, c, some), highest));
             const __m512 p = _mm512_maskz_mul_ps(some, e, reciprocal), v = quantizer.normalized(p);
             const __m512 level = quantizer.level(v), g = _mm512_mul_ps(_mm512_load_ps(grad_row + c), value_scale);
-            const __m512 passed = total.differentiate(quantizer, p, v, level, _mm512_maskz_mov_ps(some, g));
+            const __m512 passed = total.differentiate<false>(quantizer, p, v, level, _mm512_maskz_mov_ps(some, g));
             projections = _mm512_fmadd_ps(passed, p, projections);
             store(a.in_panels(code_rows.get(), r, c), level, some);
             _mm512_store_ps(row + c, p);
@@ -302,8 +330,8 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
             std::fill_n(a.in_panels(score_rows.get(), r, c), kSide, Half(0));
           }
         for (int64_t c = 0; c < n; c++) {
-          pack_columns_of_rows(code_rows.get() + c * kPanel, code_columns.get() + (c * n + b) * kPanel);
-          pack_columns_of_rows(score_rows.get() + c * kPanel, score_columns.get() + (c * n + b) * kPanel);
+          pack_as_columns(code_rows.get() + c * kPanel, code_columns.get() + (c * n + b) * kPanel);
+          pack_as_columns(score_rows.get() + c * kPanel, score_columns.get() + (c * n + b) * kPanel);
         }
         for (int64_t c = 0; c < d; c++)
           multiply<1, 1>(score_rows.get(), key_columns.get() + c * n * kPanel, n,

@@ -1,7 +1,5 @@
-// The exact GELU of bfloat16 numbers together with the fake quantizer of its result, and the gradients; on processors with
-// AVX-512. Definitions: numerics/traced.py.
-//
-// A tensor is handled in parts of a fixed size, whose sums are added in order: the number of threads changes no bit.
+// The exact GELU of bfloat16 numbers together with the fake quantizer of its result, and the gradients; on processors
+// with AVX-512. Definitions: numerics/traced.py.
 
 #include <vector>
 
@@ -9,15 +7,7 @@
 
 namespace {
 
-constexpr int64_t kRows = 16;  // of a part
-
-// Calls f(part, row) for all rows.
-template <class F>
-void for_rows(int64_t rows, int threads, F f) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t first = 0; first < rows; first += kRows)
-    for (int64_t row = first; row < std::min(rows, first + kRows); row++) f(first / kRows, row);
-}
+constexpr int64_t kParts = 64;  // into which rows are divided at most, where sums are taken
 
 // The argument of GELU.
 struct Argument {
@@ -40,36 +30,50 @@ void vaq_quantize_gelu(const Plan* plan, const Half* product, const float* bias,
                        const float* scale, const float* offset, Half* result, int threads) {
   const Quantizer16 quantizer(Quantizer(*plan, scale, offset, 0));
   const Argument argument{product, bias, columns};
-  for_rows(rows, threads, [&](int64_t, int64_t row) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < rows; row++)
     for_columns(columns, [&](int64_t c, __mmask16 some) {
       const __m512 x = argument(row, c, some);
       store(result + row * columns + c, quantizer.quantized(_mm512_mul_ps(x, Normal(x).below)), some);
     });
-  });
 }
 
-// Writes the gradients by the argument, by the logarithm of the scale and by the offset, from that of the quantized values.
-// The last two are null if only the first is wanted.
+// Writes the gradients by the argument, by the bias, by the logarithm of the scale and by the offset, from that of the
+// quantized values; but for the first they may be null. Rows are handled in parts, whose number does not depend on that
+// of threads; the sums of parts are added in order.
 void vaq_differentiate_gelu(const Plan* plan, const Half* grad, const Half* product, const float* bias, int64_t rows,
-                            int64_t columns, const float* scale, const float* offset, Half* result, float* by_scale,
-                            float* by_offset, int threads) {
+                            int64_t columns, const float* scale, const float* offset, Half* result, float* by_bias,
+                            float* by_scale, float* by_offset, int threads) {
   const Quantizer16 quantizer(Quantizer(*plan, scale, offset, 0));
   const Argument argument{product, bias, columns};
   const __m512 factor = _mm512_set1_ps(0.398942280f);  // 1 / sqrt(2 pi)
-  std::vector<Sums> sums((rows + kRows - 1) / kRows);
-  for_rows(rows, threads, [&](int64_t part, int64_t row) {
-    Sums16 total;
-    for_columns(columns, [&](int64_t c, __mmask16 some) {
-      const int64_t at = row * columns + c;
-      const __m512 x = argument(row, c, some);
-      const Normal normal(x);
-      const __m512 value = _mm512_mul_ps(x, normal.below), v = quantizer.normalized(value);
-      const __m512 passed = total.differentiate(quantizer, value, v, quantizer.level(v), load(grad + at, some));
-      const __m512 derivative = _mm512_fmadd_ps(_mm512_mul_ps(x, factor), normal.density, normal.below);
-      store(result + at, _mm512_mul_ps(passed, derivative), some);
-    });
-    total.add_to(sums[part]);
-  });
+  const int64_t height = (rows + kParts - 1) / kParts;  // of a part
+  std::vector<Sums> sums((rows + height - 1) / height);
+  std::vector<float> column_sums(sums.size() * columns);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (size_t part = 0; part < sums.size(); part++) {
+    float* const of_columns = column_sums.data() + part * columns;
+    for (int64_t row = part * height; row < std::min<int64_t>(rows, (part + 1) * height); row++) {
+      Sums16 total;
+      for_columns(columns, [&](int64_t c, __mmask16 some) {
+        const int64_t at = row * columns + c;
+        const __m512 x = argument(row, c, some);
+        const Normal normal(x);
+        const __m512 value = _mm512_mul_ps(x, normal.below), v = quantizer.normalized(value);
+        const __m512 passed = total.differentiate<true>(quantizer, value, v, quantizer.level(v), load(grad + at, some));
+        const __m512 derivative = _mm512_fmadd_ps(_mm512_mul_ps(x, factor), normal.density, normal.below);
+        const __m512 by_argument = _mm512_mul_ps(passed, derivative);
+        store(result + at, by_argument, some);
+        const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(some, of_columns + c), by_argument);
+        _mm512_mask_storeu_ps(of_columns + c, some, sum);
+      });
+      total.add_to(sums[part]);
+    }
+  }
   if (by_scale) finish(*plan, scale, sums, by_scale, by_offset);
+  if (!by_bias) return;
+  std::fill_n(by_bias, columns, 0.f);
+  for (size_t part = 0; part < sums.size(); part++)
+    for (int64_t c = 0; c < columns; c++) by_bias[c] += column_sums[part * columns + c];
 }
 }

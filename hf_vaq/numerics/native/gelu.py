@@ -55,8 +55,8 @@ def gradients(
     scale: Tensor,
     offset: Tensor | None,
     quantization: Quantization,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients by `product`, by the logarithmic scale parameter and by the offset.
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients by `product`, by the bias, by the logarithmic scale parameter and by the offset.
 
     Args:
         grad: of the result of `quantize`, contiguous, bfloat16; the others are its arguments.
@@ -67,7 +67,7 @@ def gradients(
         quantization: likewise.
     """
     plan, result, columns = plan_of(quantization, product.shape), torch.empty_like(product), product.shape[-1]
-    by_scale = gradient_of_scale(scale, plan)
+    by_bias, by_scale = None if bias is None else torch.empty_like(bias), gradient_of_scale(scale, plan)
     by_offset = None if offset is None else gradient_of_scale(offset, plan)
     kernels().gelu.vaq_differentiate_gelu(
         ctypes.byref(plan),
@@ -79,8 +79,9 @@ def gradients(
         scale.data_ptr(),
         pointer(offset),
         result.data_ptr(),
+        pointer(by_bias),
         pointer(by_scale),
         pointer(by_offset),
         torch.get_num_threads(),
     )
-    return result, by_scale, by_offset
+    return result, by_bias, by_scale, by_offset

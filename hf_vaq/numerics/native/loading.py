@@ -42,7 +42,7 @@ QUANTIZERS = {
 }
 GELU = {
     "vaq_quantize_gelu": Signature(None, (*[POINTER] * 3, LONG, LONG, *[POINTER] * 3, INT)),
-    "vaq_differentiate_gelu": Signature(None, (*[POINTER] * 4, LONG, LONG, *[POINTER] * 5, INT)),
+    "vaq_differentiate_gelu": Signature(None, (*[POINTER] * 4, LONG, LONG, *[POINTER] * 6, INT)),
 }
 PRODUCTS = {
     "vaq_request_tiles": Signature(INT, ()),
