@@ -107,7 +107,8 @@ class QuantLinear(QuantizedOperands, nn.Linear):
             quantized = quantize_gelu(argument, self.input_quantizer.scaled())
         else:
             quantized = self.quantized_input(x)
-        return traced.linear(quantized, self.quantized_weight(), self.bias)
+        # A hook might change the result in place.
+        return traced.linear(quantized, self.quantized_weight(), self.bias, with_terms=is_untouched(self))
 
 
 class QuantConv2d(QuantizedOperands, nn.Conv2d):

@@ -72,13 +72,14 @@ def quantize_softmax(scores: Tensor, mask: Tensor | None, scaling: float, scaled
     return checkpoint(_QuantizeSoftmax.apply, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, with_terms: bool = False) -> Tensor:
     """`torch.nn.functional.linear` with the gradients of `Linear`.
 
     Args:
         x: quantized already, (..., in_features).
         weight: quantized already, (out_features, in_features).
         bias: (out_features,), or none.
+        with_terms: whether a quantizer behind a GELU of the result may add the bias by itself.
     """
     dtype = autocast_dtype(x)
     if bias is None or dtype != torch.bfloat16:
@@ -86,7 +87,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # PyTorch's product with bias copies the bias to every row first; here it joins what reads the result.
     product, bias = _product(x, weight, None, Linear()), bias.to(torch.float32)
     total = (product + bias).to(dtype)
-    bfloat16.remember_terms(total, product, bias)
+    if with_terms:
+        bfloat16.remember_terms(total, product, bias)
     return total
 
 

@@ -241,3 +241,25 @@ def test_a_compiled_model_calls_the_operators_and_trains_as_in_eager_mode(monkey
     for name, gradient in wanted[1].items():
         if gradient.norm() > 1e-3 * model.get_parameter(name).numel() ** 0.5:  # those of keys' biases are zero
             assert_near(found[1][name], gradient, 0.15)
+
+
+def _zero(module, inputs, output):
+    output.zero_()
+
+
+def test_a_hook_that_changes_the_argument_of_gelu_in_place_is_obeyed(monkeypatch):
+    monkeypatch.setattr(bfloat16, "CONVERTS", True)
+    model = build("vit", **SIZES["vit"])
+    quantize(model, QuantConfig(weight_bits=4, activation_bits=4))
+    calibrate(model, [images()])
+    set_fusion(model, False)
+    layer = model.train().vit.layers[0].mlp.fc1
+    found = []
+    for hook in (lambda *arguments: None, _zero):
+        handle = layer.register_forward_hook(hook)
+        found.append([trained(model, f)[0] for f in (torch.compile(model, backend="aot_eager"), model)])
+        handle.remove()
+        torch._dynamo.reset()
+    for compiled, eager in found:
+        assert_near(compiled, eager, 0.02)
+    assert (found[0][0] - found[1][0]).abs().max() > 0.01
