@@ -44,11 +44,10 @@ def attention(
 ) -> Tensor:
     """The output of `fused_attention`, which says what the arguments are; the last are of queries, keys, values and
     probabilities."""
-    log_scales, scales = ([scaled[i] for scaled in quantizers] for i in (0, 1))
+    log_scales, scales = [scaled.log_scale for scaled in quantizers], [_float(scaled.scale) for scaled in quantizers]
     quantizations = [scaled.quantization for scaled in quantizers]
     operands = (heads.to(torch.bfloat16) for heads in (query, key, value))
-    mask = None if mask is None else mask.to(torch.float32)
-    return _Attention.apply(*operands, mask, *log_scales, *scales, *quantizations, scaling)
+    return _Attention.apply(*operands, _float(mask), *log_scales, *scales, *quantizations, scaling)
 
 
 def remember_terms(total: Tensor, product: Tensor, bias: Tensor) -> None:
@@ -58,7 +57,10 @@ def remember_terms(total: Tensor, product: Tensor, bias: Tensor) -> None:
 
 def quantize_gelu(argument: Tensor, scaled: Scaled) -> Tensor:
     """Fake-quantized result of the exact GELU of `argument`; one scale."""
-    return _QuantizeGelu.apply(*getattr(argument, _TERMS, (argument, None)), *scaled)
+    terms = getattr(argument, _TERMS, (argument, None))
+    return _QuantizeGelu.apply(
+        *terms, scaled.log_scale, _float(scaled.scale), _float(scaled.offset), scaled.quantization
+    )
 
 
 class _Attention(torch.autograd.Function):
@@ -227,6 +229,11 @@ def _quantizers(scales: Sequence[Tensor], numbers: Sequence[int]) -> Quantizers:
 def _heads(operands: Sequence[Tensor], quantizers: Quantizers) -> list[QuantizedHeads]:
     of_values = zip(operands, quantizers.scales[:3], quantizers.quantizations[:3], strict=True)
     return [QuantizedHeads(*heads) for heads in of_values]
+
+
+def _float(tensor: Tensor | None) -> Tensor | None:
+    """In float32, as the operators take all that is small."""
+    return None if tensor is None else tensor.to(torch.float32)
 
 
 def _sum(product: Tensor, bias: Tensor | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,15 +102,20 @@ class QuantLinear(QuantizedOperands, nn.Linear):
         if coded.applies_to(x) and (operands := self.coded_operands(x)) is not None:
             x = x if argument is None else coded.gelu(argument)
             return coded.linear(x, self.weight, self.bias, *operands, quantized=self.input_quantizer is None)
-        in_autocast = torch.is_autocast_enabled(x.device.type)
-        if in_autocast and argument is not None and traced.may_replace(self.input_quantizer):
-            by_kernel = bfloat16.CONVERTS and bfloat16.applies_to(argument)
-            quantize_gelu = bfloat16.quantize_gelu if by_kernel else traced.quantize_gelu
-            quantized = quantize_gelu(argument, self.input_quantizer.scaled())
-        else:
-            quantized = self.quantized_input(x)
+        quantize_gelu = None if argument is None else self._gelu_quantizer(argument)
+        quantized = self.quantized_input(x) if quantize_gelu is None else quantize_gelu(argument)
         # A hook might change the result in place.
         return traced.linear(quantized, self.quantized_weight(), self.bias, with_terms=is_untouched(self))
+
+    def _gelu_quantizer(self, argument: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """What quantizes the GELU of its argument, in a model that is being compiled; None: GELU is to be computed."""
+        if not traced.may_replace(self.input_quantizer):
+            return None
+        scaled = self.input_quantizer.scaled()
+        if bfloat16.CONVERTS and bfloat16.applies_to(argument):
+            return partial(bfloat16.quantize_gelu, scaled=scaled)
+        in_autocast = torch.is_autocast_enabled(argument.device.type)
+        return partial(traced.quantize_gelu, scaled=scaled) if in_autocast else None
 
 
 class QuantConv2d(QuantizedOperands, nn.Conv2d):
