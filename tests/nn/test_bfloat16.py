@@ -108,6 +108,17 @@ def test_attention_and_its_gradients_are_those_of_the_reference(kernels, tokens,
         assert_near(torch.cat(by_ours[count:]), torch.cat(by_reference[count:]), 2 * tolerance)
 
 
+@pytest.mark.parametrize("shape", [(), (2, 1, 1, 33), (3, 33, 1), (2, 3, 33, 33)])
+def test_masks_are_broadcast(shape):
+    need("attention")
+    heads = [torch.randn(2, 33, 3, 32).bfloat16().transpose(1, 2) for _ in range(3)]
+    quantizers = [of(*quantizer(4, 1, signed, "none", 0.1)) for signed in (True, True, True, False)]
+    mask = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2] if shape else torch.tensor(0.5)
+    whole = mask.expand(2, 3, 33, 33).contiguous()
+    outputs = [bfloat16.attention(*heads, added, SCALING, quantizers) for added in (mask, whole)]
+    assert torch.equal(*outputs)
+
+
 @pytest.mark.parametrize(
     ("shape", "bias", "offset", "factor"),
     [((3, 7, 40), True, True, "l1"), ((50, 33), False, True, "numel"), ((2, 17, 48), True, False, "none")],

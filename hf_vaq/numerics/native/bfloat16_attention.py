@@ -139,7 +139,8 @@ def _run(
     batch, heads, tokens, _ = operands[0].shape
     strides = (0, 0, 0)
     if mask is not None:
-        mask = mask.contiguous().expand(batch, heads, tokens, tokens)
+        rows = mask.expand(*mask.shape[:-1], tokens).contiguous()
+        mask = rows.expand(batch, heads, tokens, tokens)
         strides = mask.stride()[:3]
     getattr(kernels().bfloat16_attention, function)(
         *(ctypes.byref(plan) for plan in _plans(operands[0].shape, quantizers, scaling)),
