@@ -1,6 +1,6 @@
 """Operators of models that are compiled as a whole, in bfloat16, against the reference arithmetic in float32.
 
-With kernels where the processor has what they need, and everywhere without.
+By the kernels where the processor has what they need, and without them everywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from hf_vaq.numerics.native import bfloat16_attention, gelu, loading
 from hf_vaq.numerics.quantization import Quantization
 
 SCALING = 0.3
-KERNELS = (bfloat16_attention, "can_attend"), (gelu, "can_quantize")
 
 
 def need(name: str) -> None:
@@ -33,16 +32,6 @@ def need(name: str) -> None:
     library = {"attention": "bfloat16_attention", "gelu": "gelu"}[name]
     if loading.kernels() is None or getattr(loading.kernels(), library) is None:
         pytest.skip(f"needs a CPU that knows {'AMX' if name == 'attention' else 'bfloat16'}, and a C++ compiler")
-
-
-@pytest.fixture(params=["kernels", "without"])
-def kernels(request, monkeypatch):
-    """What is called with the name of a kernel that is needed; where all are taken away, with any."""
-    if request.param == "kernels":
-        return need
-    for module, function in KERNELS:
-        monkeypatch.setattr(module, function, lambda *_: False)
-    return lambda name: None
 
 
 def quantizer(bits: int, groups: int, signed: bool, factor: str, low: float) -> tuple[Tensor, Quantization]:
@@ -78,10 +67,12 @@ def assert_near(found: Tensor, wanted: Tensor, tolerance: float) -> None:
         (70, 64, 1, "l1", (70,)),
     ],
 )
-def test_attention_and_its_gradients_are_those_of_the_reference(kernels, tokens, dim, groups, factor, mask_shape):
-    kernels("attention")
-    # PyTorch's products round scores, and quantized values, to bfloat16; that changes the codes of some probabilities.
-    tolerance = 0.01 if kernels is need else 0.05
+def test_attention_and_its_gradients_are_those_of_the_reference(tokens, dim, groups, factor, mask_shape):
+    need("attention")
+    check_attention(tokens, dim, groups, factor, mask_shape, tolerance=0.01)
+
+
+def check_attention(tokens, dim, groups, factor, mask_shape, tolerance):
     torch.manual_seed(tokens)
     heads = [torch.randn(2, tokens, 3, dim).bfloat16().requires_grad_() for _ in range(3)]
     mask = None if mask_shape is None else torch.randn(mask_shape, requires_grad=True)
@@ -123,8 +114,12 @@ def test_masks_are_broadcast(shape):
     ("shape", "bias", "offset", "factor"),
     [((3, 7, 40), True, True, "l1"), ((50, 33), False, True, "numel"), ((2, 17, 48), True, False, "none")],
 )
-def test_gelu_and_its_gradients_are_those_of_the_reference(kernels, shape, bias, offset, factor):
-    kernels("gelu")
+def test_gelu_and_its_gradients_are_those_of_the_reference(shape, bias, offset, factor):
+    need("gelu")
+    check_gelu(shape, bias, offset, factor)
+
+
+def check_gelu(shape, bias, offset, factor):
     torch.manual_seed(len(shape))
     product = (2 * torch.randn(shape)).bfloat16().requires_grad_()
     term = torch.randn(shape[-1], requires_grad=True) if bias else None
@@ -147,6 +142,14 @@ def test_gelu_and_its_gradients_are_those_of_the_reference(kernels, shape, bias,
     for ours, theirs in zip(by_ours, by_reference, strict=True):
         assert ours.dtype == theirs.dtype
         assert_near(ours, theirs, 0.01)
+
+
+def test_operators_do_the_same_without_kernels(monkeypatch):
+    monkeypatch.setattr(bfloat16_attention, "can_attend", lambda *_: False)
+    monkeypatch.setattr(gelu, "can_quantize", lambda *_: False)
+    # PyTorch's products round scores, and quantized values, to bfloat16; that changes the codes of some probabilities.
+    check_attention(49, 32, 3, "l1", (2, 1, 49, 49), tolerance=0.05)
+    check_gelu((3, 7, 40), True, True, "l1")
 
 
 def gelu_codes(x: Tensor, bits: int, scale: float) -> Tensor:
@@ -265,13 +268,14 @@ def test_a_hook_that_changes_the_argument_of_gelu_in_place_is_obeyed(monkeypatch
     quantize(model, QuantConfig(weight_bits=4, activation_bits=4))
     calibrate(model, [images()])
     set_fusion(model, False)
-    layer = model.train().vit.layers[0].mlp.fc1
-    found = []
+    mlp = model.train().vit.layers[0].mlp
+    x = torch.randn(2, 5, mlp.fc1.in_features)
+    outputs = []
     for hook in (lambda *arguments: None, _zero):
-        handle = layer.register_forward_hook(hook)
-        found.append([trained(model, f)[0] for f in (torch.compile(model, backend="aot_eager"), model)])
+        handle = mlp.fc1.register_forward_hook(hook)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs.append([forward(x).detach() for forward in (torch.compile(mlp, backend="aot_eager"), mlp)])
         handle.remove()
         torch._dynamo.reset()
-    for compiled, eager in found:
-        assert_near(compiled, eager, 0.02)
-    assert (found[0][0] - found[1][0]).abs().max() > 0.01
+    assert_near(*outputs[0], 0.2)  # eager mode rounds the argument to bfloat16, which changes codes
+    assert_near(*outputs[1], 0.01)
