@@ -159,13 +159,7 @@ void vaq_differentiate_attention(const Plan* query_plan, const Plan* key_plan, c
           multiply<1, kPieces>(h.queries.get() + c * n * kPanel, h.score_columns.get() + b * n * kPieces * kPanel, n,
                                h.turned.get() + c * kSide * h.tokens + b * kSide, h.tokens);
       scale(h.turned.get(), h.tokens * h.width, query.quantizer(head).scale * scaling);
-      for (int64_t c = 0; c < h.width; c += kTile)
-        for (int64_t r = 0; r < h.tokens; r += kTile) {
-          __m512 rows[16];
-          for (int k = 0; k < 16; k++) rows[k] = _mm512_load_ps(h.turned.get() + (c + k) * h.tokens + r);
-          transpose(rows);
-          for (int k = 0; k < 16; k++) _mm512_store_ps(h.result.get() + (r + k) * h.width + c, rows[k]);
-        }
+      transpose(h.turned.get(), h.width, h.tokens, h.result.get());
       key.differentiate_head(image, head, h.result.get(), h.width);
     }
   }

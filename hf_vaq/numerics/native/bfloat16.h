@@ -16,11 +16,9 @@ inline __mmask16 first_of(int64_t count) { return count >= 16 ? 0xffff : count <
 inline __m512 load(const Half* from, __mmask16 some) {  // zero beyond
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from)), 16));
 }
-#if defined(__AVX512BF16__)
 inline void store(Half* to, __m512 x, __mmask16 some) {
   _mm256_mask_storeu_epi16(to, some, __m256i(_mm512_cvtneps_pbh(x)));
 }
-#endif
 
 // Calls f(column, mask) for 16 columns after the other.
 template <class F>

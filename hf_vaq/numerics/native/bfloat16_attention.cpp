@@ -264,13 +264,7 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
         for (int64_t b = 0; b < n; b++)
           multiply<1, 1>(first + c * n * kPanel, second + b * n * kPanel, n,
                          turned.get() + c * kSide * length + b * kSide, length);
-      for (int64_t c = 0; c < width; c += kTile)
-        for (int64_t r = 0; r < length; r += kTile) {
-          __m512 tile[16];
-          for (int k = 0; k < 16; k++) tile[k] = _mm512_load_ps(turned.get() + (c + k) * length + r);
-          transpose(tile);
-          for (int k = 0; k < 16; k++) _mm512_store_ps(result.get() + (r + k) * width + c, tile[k]);
-        }
+      transpose(turned.get(), width, length, result.get());
     };
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < a.heads(); i++) {

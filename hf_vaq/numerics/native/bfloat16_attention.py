@@ -82,7 +82,8 @@ def attend(
     """
     output = torch.empty_like(query.transpose(1, 2))
     highest, reciprocals = torch.empty(query.shape[:3]), torch.empty(query.shape[:3])
-    _run("vaq_attend", (query, key, value), mask, quantizers, scaling, (highest, reciprocals, output))
+    plans = _plans(query.shape, quantizers, scaling)
+    _run("vaq_attend", plans, (query, key, value), mask, quantizers.scales, (highest, reciprocals, output))
     return Attended(output, highest, reciprocals)
 
 
@@ -119,10 +120,10 @@ def differentiate(
     log_scales = [gradient_of_scale(*arguments) for arguments in zip(quantizers.scales, plans, strict=True)]
     _run(
         "vaq_differentiate_bfloat16_attention",
+        plans,
         (query, key, value),
         mask,
-        quantizers,
-        scaling,
+        quantizers.scales,
         (highest, reciprocals, None, grad, *by_values, scores, *log_scales),
     )
     return AttentionGradients(*by_values, scores, log_scales)
@@ -130,10 +131,10 @@ def differentiate(
 
 def _run(
     function: str,
+    plans: Sequence[Plan],
     operands: Sequence[Tensor],
     mask: Tensor | None,
-    quantizers: Quantizers,
-    scaling: float,
+    scales: Sequence[Tensor],
     others: Sequence[Tensor | None],
 ) -> None:
     batch, heads, tokens, _ = operands[0].shape
@@ -143,12 +144,12 @@ def _run(
         mask = rows.expand(batch, heads, tokens, tokens)
         strides = mask.stride()[:3]
     getattr(kernels().bfloat16_attention, function)(
-        *(ctypes.byref(plan) for plan in _plans(operands[0].shape, quantizers, scaling)),
+        *(ctypes.byref(plan) for plan in plans),
         ctypes.byref(
             _Tensors(
                 *(pointer(tensor) for tensor in (*operands, mask)),
                 *strides,
-                *(pointer(tensor) for tensor in (*quantizers.scales, *others)),
+                *(pointer(tensor) for tensor in (*scales, *others)),
             )
         ),
         torch.get_num_threads(),

@@ -58,7 +58,7 @@ struct Quantizers {
   __m512 codes(__m512 x) const {
     const __m512 v = _mm512_div_ps(_mm512_sub_ps(x, offset), scale);
     const __m512 clamped = _mm512_min_ps(highest, _mm512_max_ps(lowest, v));
-    return _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return rounded(clamped);
   }
 };
 
@@ -102,6 +102,17 @@ inline void transpose(__m512* r) {
     r[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
     r[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
   }
+}
+
+// Writes a matrix of tiles, (rows, columns), transposed.
+inline void transpose(const float* from, int64_t rows, int64_t columns, float* to) {
+  for (int64_t r = 0; r < rows; r += kTile)
+    for (int64_t c = 0; c < columns; c += kTile) {
+      __m512 tile[16];
+      for (int k = 0; k < 16; k++) tile[k] = _mm512_load_ps(from + (r + k) * columns + c);
+      transpose(tile);
+      for (int k = 0; k < 16; k++) _mm512_store_ps(to + (c + k) * rows + r, tile[k]);
+    }
 }
 
 // Packing. `x(row, column)` gives 16 numbers of a row of a matrix of 32 x 32, `to` is where its panel begins, or kPieces
