@@ -5,6 +5,8 @@
 
 #include <immintrin.h>
 
+#include <cmath>
+
 #include "quantizer.h"
 
 namespace {
@@ -18,6 +20,10 @@ inline __m512 load(const Half* from, __mmask16 some) {  // zero beyond
 }
 inline void store(Half* to, __m512 x, __mmask16 some) {
   _mm256_mask_storeu_epi16(to, some, __m256i(_mm512_cvtneps_pbh(x)));
+}
+
+inline void store_pair(Half* to, __m512 x, __m512 next) {  // 32 numbers, from a multiple of 64 bytes on
+  _mm512_store_si512(to, __m512i(_mm512_cvtne2ps_pbh(next, x)));
 }
 
 // Calls f(column, mask) for 16 columns after the other.
@@ -49,21 +55,56 @@ inline __m512 power_of_two(__m512 x) {
 }
 constexpr float kLog2OfE = 1.44269504f;
 
-// The normal distribution at `x`: its density but for the factor 1 / sqrt(2 pi), and the probability of what is below,
-// whose error is 10^-7.
-struct Normal {
-  __m512 density, below;
+// A function on magnitudes up to kEnd: a cubic polynomial about each of 32 places, which a lookup of coefficients in
+// registers finds. What is beyond counts as kEnd.
+struct Cubics {
+  static constexpr int kPlaces = 32, kTerms = 4;
+  static constexpr float kEnd = 5.5f;
+  alignas(64) float terms[kTerms][kPlaces];
 
-  explicit Normal(__m512 x) : density(power_of_two(_mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(-kLog2OfE / 2)), x))) {
-    // The probability beyond a magnitude, over the density, is a smooth function: a polynomial fitted from 0 to 5.5.
-    const __m512 magnitude = _mm512_min_ps(_mm512_set1_ps(5.5f), _mm512_abs_ps(x));
-    const __m512 quotient =
-        polynomial(magnitude, _mm512_set1_ps(-2.44179433e-7f), 6.28676992e-6f, -7.27611396e-5f, 5.07430124e-4f,
-                   -2.42991509e-3f, 8.71680662e-3f, -2.51486838e-2f, 6.17023615e-2f, -1.32719283e-1f, 2.49955676e-1f,
-                   -3.98939345e-1f, 4.99999968e-1f);
-    const __m512 beyond = _mm512_mul_ps(quotient, density);
-    const __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ);
-    below = _mm512_mask_sub_ps(beyond, positive, _mm512_set1_ps(1), beyond);
+  // Interpolates `f` at the zeros of a Chebyshev polynomial; at the end its value is `last`.
+  template <class F>
+  Cubics(F f, float last) {
+    for (int place = 0; place < kPlaces; place++) {
+      double nodes[kTerms], differences[kTerms];  // distances from the place, in distances between places
+      for (int i = 0; i < kTerms; i++) {
+        nodes[i] = 0.5 * std::cos((2 * i + 1) * std::acos(-1.0) / (2 * kTerms));
+        differences[i] = f((place + nodes[i]) * kEnd / (kPlaces - 1));
+      }
+      for (int order = 1; order < kTerms; order++)
+        for (int i = kTerms - 1; i >= order; i--)
+          differences[i] = (differences[i] - differences[i - 1]) / (nodes[i] - nodes[i - order]);
+      double sums[kTerms] = {differences[kTerms - 1]};  // Newton's form, multiplied out
+      for (int i = kTerms - 2; i >= 0; i--) {
+        for (int j = kTerms - 1; j > 0; j--) sums[j] = sums[j - 1] - nodes[i] * sums[j];
+        sums[0] = differences[i] - nodes[i] * sums[0];
+      }
+      for (int j = 0; j < kTerms; j++) terms[j][place] = float(sums[j]);
+    }
+    for (int j = 0; j < kTerms; j++) terms[j][kPlaces - 1] = j ? 0 : last;
+  }
+};
+
+// Where magnitudes of 16 numbers are among the places of `Cubics`.
+struct Place {
+  __m512i index;
+  __m512 distance;
+
+  explicit Place(__m512 x) {  // of NaN: a distance of NaN
+    const __m512 magnitude = _mm512_min_ps(_mm512_set1_ps(Cubics::kEnd), _mm512_abs_ps(x));
+    const __m512 density = _mm512_set1_ps((Cubics::kPlaces - 1) / Cubics::kEnd), large = _mm512_set1_ps(12582912);
+    const __m512 shifted = _mm512_fmadd_ps(magnitude, density, large);  // its last bits are the integer
+    index = _mm512_castps_si512(shifted);
+    distance = _mm512_fmsub_ps(magnitude, density, _mm512_sub_ps(shifted, large));
+  }
+
+  __m512 operator()(const Cubics& f) const {
+    const auto term = [&](int i) {
+      return _mm512_permutex2var_ps(_mm512_load_ps(f.terms[i]), index, _mm512_load_ps(f.terms[i] + 16));
+    };
+    __m512 sum = term(3);
+    for (int i = 2; i >= 0; i--) sum = _mm512_fmadd_ps(sum, distance, term(i));
+    return sum;
   }
 };
 

@@ -87,14 +87,27 @@ struct Operand {
   template <bool kCodes>
   void rows(int64_t image, int64_t head, int64_t row_block, int64_t column_block, Half* to) const {
     const Quantizer16 quantizer(this->quantizer(head));
-    for (int64_t i = 0; i < kSide; i++)
-      for (int64_t c = 0; c < kSide; c += 16) {
-        const int64_t row = row_block * kSide + i, column = column_block * kSide + c;
-        const __mmask16 some = row < plan.rows ? first_of(plan.inner - column) : __mmask16(0);
-        const __m512 x = load(values + plan.values_at(image, head, some ? row : 0) + column, some);
-        store(to + i * kSide + c, kCodes ? quantizer.code(x) : x, 0xffff);
-      }
+    const int64_t row = row_block * kSide, column = column_block * kSide, some = std::min(kSide, plan.rows - row);
+    const __mmask16 first = first_of(plan.inner - column), last = first_of(plan.inner - column - 16);
+    const Half* from = this->row(image, head, row) + column;
+    for (int64_t i = 0; i < some; i++, from += apart()) {
+      const __m512 x = load(from, first), y = load(from + 16, last);
+      store_pair(to + i * kSide, kCodes ? quantizer.code(x) : x, kCodes ? quantizer.code(y) : y);
+    }
+    std::fill(to + some * kSide, to + kPanel, Half(0));
   }
+
+  // Asks for a block of rows to be brought to the second-level cache. The processor does not foresee which rows of
+  // a head follow each other.
+  void prefetch(int64_t image, int64_t head, int64_t row_block) const {
+    const int64_t row = row_block * kSide, some = std::min(kSide, plan.rows - row);
+    const Half* from = this->row(image, head, row);
+    for (int64_t i = 0; i < some; i++, from += apart())
+      for (int64_t c = 0; c < plan.inner; c += kSide) _mm_prefetch(from + c, _MM_HINT_T1);
+  }
+
+  const Half* row(int64_t image, int64_t head, int64_t row) const { return values + plan.values_at(image, head, row); }
+  int64_t apart() const { return plan.groups * plan.inner; }
 };
 
 struct Gradient {
@@ -179,10 +192,12 @@ void vaq_attend(const Plan* query_plan, const Plan* key_plan, const Plan* value_
     const Aligned<Half> queries(length * width), keys(length * width), values(length * width);
     const Aligned<Half> rows(kPanel), codes(kSide * length);
     const Aligned<float> scores(kSide * length), result(kSide * width);
-    std::fill_n(codes.get(), kSide * length, Half(0));  // beyond the last token they stay zero
+    std::fill_n(codes.get(), kSide * length, Half(0));  // beyond the last row they stay zero
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < a.heads(); i++) {
       const int64_t image = i / a.plan.groups, head = i % a.plan.groups;
+      const int64_t next = std::min(i + 1, a.heads() - 1);
+      const int64_t next_image = next / a.plan.groups, next_head = next % a.plan.groups;
       for (int64_t b = 0; b < n; b++)
         for (int64_t c = 0; c < d; c++) {
           a.query.rows<true>(image, head, b, c, queries.get() + (b * d + c) * kPanel);
@@ -195,33 +210,46 @@ void vaq_attend(const Plan* query_plan, const Plan* key_plan, const Plan* value_
       const auto logits = a.logits(image, head);
       const float factor = a.probability(head).scale * a.value.scale(head);
       for (int64_t b = 0; b < n; b++) {
+        for (const Operand* operand : {&a.query, &a.key, &a.value}) operand->prefetch(next_image, next_head, b);
         for (int64_t c = 0; c < n; c++)
           multiply<1, 1>(queries.get() + b * d * kPanel, keys.get() + c * d * kPanel, d, scores.get() + c * kSide,
                          length);
         const int64_t some_rows = std::min(kSide, a.tokens - b * kSide);
+        const int64_t at = i * a.tokens + b * kSide;
+        float *const highest = a.t.highest + at, *const reciprocals = a.t.reciprocals + at;
+        // A step for all rows, then the next one: the sum of a row is there when it is needed.
         for (int64_t r = 0; r < some_rows; r++) {
           float* const row = scores.get() + r * length;
           const float* const mask = a.mask(image, head, b * kSide + r);
-          __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+          __m512 most = _mm512_set1_ps(-INFINITY);
           for_columns(a.tokens, [&](int64_t c, __mmask16 some) {
             const __m512 x = logits(row, mask, c, some);
             most = _mm512_mask_max_ps(most, some, most, x);
             _mm512_store_ps(row + c, x);
           });
-          const float highest = _mm512_reduce_max_ps(most);
+          highest[r] = _mm512_reduce_max_ps(most);
+        }
+        for (int64_t r = 0; r < some_rows; r++) {
+          float* const row = scores.get() + r * length;
+          const __m512 most = _mm512_set1_ps(highest[r]);
+          __m512 sum = _mm512_setzero_ps();
           for_columns(a.tokens, [&](int64_t c, __mmask16 some) {
-            const __m512 shifted = _mm512_sub_ps(_mm512_load_ps(row + c), _mm512_set1_ps(highest));
-            const __m512 e = _mm512_maskz_mov_ps(some, power_of_two(shifted));
+            const __m512 e = _mm512_maskz_mov_ps(some, power_of_two(_mm512_sub_ps(_mm512_load_ps(row + c), most)));
             sum = _mm512_add_ps(sum, e);
             _mm512_store_ps(row + c, e);
           });
-          const float reciprocal = 1 / _mm512_reduce_add_ps(sum);
-          for_columns(a.tokens, [&](int64_t c, __mmask16 some) {
-            const __m512 p = _mm512_mul_ps(_mm512_load_ps(row + c), _mm512_set1_ps(reciprocal));
-            store(a.in_panels(codes.get(), r, c), quantizer.code(p), some);
-          });
-          const int64_t at = i * a.tokens + b * kSide + r;
-          a.t.highest[at] = highest, a.t.reciprocals[at] = reciprocal;
+          reciprocals[r] = 1 / _mm512_reduce_add_ps(sum);
+        }
+        for (int64_t r = 0; r < some_rows; r++) {
+          const float* const row = scores.get() + r * length;
+          const __m512 reciprocal = _mm512_set1_ps(reciprocals[r]);
+          for (int64_t c = 0; c < length; c += kSide) {
+            const auto code = [&](int64_t c) {
+              const __m512 e = _mm512_load_ps(row + c);
+              return quantizer.code(_mm512_maskz_mul_ps(first_of(a.tokens - c), e, reciprocal));
+            };
+            store_pair(a.in_panels(codes.get(), r, c), code(c), code(c + 16));
+          }
         }
         for (int64_t c = 0; c < d; c++)
           multiply<1, 1>(codes.get(), values.get() + c * n * kPanel, n, result.get() + c * kSide, width);
@@ -269,6 +297,8 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < a.heads(); i++) {
       const int64_t image = i / a.plan.groups, head = i % a.plan.groups;
+      const int64_t next = std::min(i + 1, a.heads() - 1);
+      const int64_t next_image = next / a.plan.groups, next_head = next % a.plan.groups;
       for (int64_t b = 0; b < n; b++)
         for (int64_t c = 0; c < d; c++) {
           const int64_t by_row = (b * d + c) * kPanel, by_column = (c * n + b) * kPanel;
@@ -287,16 +317,18 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
       const __m512 value_scale = _mm512_set1_ps(a.value.scale(head));
       Sums16 total;
       for (int64_t b = 0; b < n; b++) {
+        for (const Operand* operand : {&a.query, &a.key, &a.value, &grad})
+          operand->prefetch(next_image, next_head, b);
         for (int64_t c = 0; c < n; c++) {
           multiply<1, 1>(query_rows.get() + b * d * kPanel, key_turned.get() + c * d * kPanel, d,
                          scores.get() + c * kSide, length);
           multiply<1, 1>(grad_rows.get() + b * d * kPanel, value_turned.get() + c * d * kPanel, d,
                          grads.get() + c * kSide, length);
         }
-        const int64_t some_rows = std::min(kSide, a.tokens - b * kSide);
+        const int64_t some_rows = std::min(kSide, a.tokens - b * kSide), at = i * a.tokens + b * kSide;
+        float projection[kSide];
         for (int64_t r = 0; r < some_rows; r++) {
-          const int64_t at = i * a.tokens + b * kSide + r;
-          const __m512 highest = _mm512_set1_ps(t.highest[at]), reciprocal = _mm512_set1_ps(t.reciprocals[at]);
+          const __m512 highest = _mm512_set1_ps(t.highest[at + r]), reciprocal = _mm512_set1_ps(t.reciprocals[at + r]);
           float *const row = scores.get() + r * length, *const grad_row = grads.get() + r * length;
           const float* const mask = a.mask(image, head, b * kSide + r);
           __m512 projections = _mm512_setzero_ps();
@@ -310,12 +342,16 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
             _mm512_store_ps(row + c, p);
             _mm512_store_ps(grad_row + c, passed);
           });
-          const __m512 projection = _mm512_set1_ps(_mm512_reduce_add_ps(projections));
+          projection[r] = _mm512_reduce_add_ps(projections);
+        }
+        for (int64_t r = 0; r < some_rows; r++) {
+          const float *const row = scores.get() + r * length, *const grad_row = grads.get() + r * length;
+          float* const by_scores = t.grad_scores ? t.grad_scores + (at + r) * a.tokens : nullptr;
           for_columns(a.tokens, [&](int64_t c, __mmask16 some) {
-            const __m512 difference = _mm512_sub_ps(_mm512_load_ps(grad_row + c), projection);
+            const __m512 difference = _mm512_sub_ps(_mm512_load_ps(grad_row + c), _mm512_set1_ps(projection[r]));
             const __m512 by_score = _mm512_mul_ps(difference, _mm512_load_ps(row + c));
             store(a.in_panels(score_rows.get(), r, c), by_score, some);
-            if (t.grad_scores) _mm512_mask_storeu_ps(t.grad_scores + at * a.tokens + c, some, by_score);
+            if (by_scores) _mm512_mask_storeu_ps(by_scores + c, some, by_score);
           });
         }
         for (int64_t r = some_rows; r < kSide; r++)  // of the block before

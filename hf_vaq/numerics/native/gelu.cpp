@@ -9,6 +9,18 @@ namespace {
 
 constexpr int64_t kParts = 64;  // into which rows are divided at most, where sums are taken
 
+// Probabilities of the normal distribution, and the derivative of GELU. Both are as far below one half on one side of
+// zero as they are above it on the other. Errors: 2 10^-7 and 7 10^-7.
+const double kDensityAtZero = 1 / std::sqrt(2 * std::acos(-1.0));
+double above_half(double x) { return 0.5 * std::erf(x / std::sqrt(2.0)); }
+const Cubics kProbability(above_half, 0.5f);
+const Cubics kDerivative([](double x) { return above_half(x) + x * kDensityAtZero * std::exp(-0.5 * x * x); }, 0.5f);
+
+inline __m512 on_both_sides(__m512 above_half, __m512 x) {
+  const __m512 signs = _mm512_and_ps(x, _mm512_set1_ps(-0.f));
+  return _mm512_add_ps(_mm512_set1_ps(0.5f), _mm512_xor_ps(above_half, signs));
+}
+
 // The argument of GELU.
 struct Argument {
   const Half* product;  // (rows, columns)
@@ -34,7 +46,7 @@ void vaq_quantize_gelu(const Plan* plan, const Half* product, const float* bias,
   for (int64_t row = 0; row < rows; row++)
     for_columns(columns, [&](int64_t c, __mmask16 some) {
       const __m512 x = argument(row, c, some);
-      store(result + row * columns + c, quantizer.quantized(_mm512_mul_ps(x, Normal(x).below)), some);
+      store(result + row * columns + c, quantizer.quantized(_mm512_mul_ps(x, on_both_sides(Place(x)(kProbability), x))), some);
     });
 }
 
@@ -46,7 +58,6 @@ void vaq_differentiate_gelu(const Plan* plan, const Half* grad, const Half* prod
                             float* by_scale, float* by_offset, int threads) {
   const Quantizer16 quantizer(Quantizer(*plan, scale, offset, 0));
   const Argument argument{product, bias, columns};
-  const __m512 factor = _mm512_set1_ps(0.398942280f);  // 1 / sqrt(2 pi)
   const int64_t height = (rows + kParts - 1) / kParts;  // of a part
   std::vector<Sums> sums((rows + height - 1) / height);
   std::vector<float> column_sums(sums.size() * columns);
@@ -58,11 +69,10 @@ void vaq_differentiate_gelu(const Plan* plan, const Half* grad, const Half* prod
       for_columns(columns, [&](int64_t c, __mmask16 some) {
         const int64_t at = row * columns + c;
         const __m512 x = argument(row, c, some);
-        const Normal normal(x);
-        const __m512 value = _mm512_mul_ps(x, normal.below), v = quantizer.normalized(value);
+        const Place place(x);
+        const __m512 value = _mm512_mul_ps(x, on_both_sides(place(kProbability), x)), v = quantizer.normalized(value);
         const __m512 passed = total.differentiate<true>(quantizer, value, v, quantizer.level(v), load(grad + at, some));
-        const __m512 derivative = _mm512_fmadd_ps(_mm512_mul_ps(x, factor), normal.density, normal.below);
-        const __m512 by_argument = _mm512_mul_ps(passed, derivative);
+        const __m512 by_argument = _mm512_mul_ps(passed, on_both_sides(place(kDerivative), x));
         store(result + at, by_argument, some);
         const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(some, of_columns + c), by_argument);
         _mm512_mask_storeu_ps(of_columns + c, some, sum);
