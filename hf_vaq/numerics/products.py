@@ -1,11 +1,11 @@
 """The matrix products that give the gradients of a linear layer, by the fastest way there is.
 
 Where a processor has AMX, products of float32 gradients with quantized matrices are those of native code, see
-`native/products.cpp`. On x86 PyTorch multiplies float32 matrices with MKL, which runs at less than half speed on
-processors that are not Intel's; oneDNN, which PyTorch uses for convolutions, does not. A product of matrices is a
-convolution with a kernel of one pixel, so there the gradients are computed as such. Only sums are taken in another
-order. Forward passes keep the library that everybody else uses: the logits must have the same bits in training form
-and packed.
+`native/products.cpp`, and so is the gradient of a weight in bfloat16, see `native/weight_gradient.cpp`. On x86 PyTorch
+multiplies float32 matrices with MKL, which runs at less than half speed on processors that are not Intel's; oneDNN,
+which PyTorch uses for convolutions, does not. A product of matrices is a convolution with a kernel of one pixel, so
+there the gradients are computed as such. Only sums are taken in another order. Forward passes keep the library that
+everybody else uses: the logits must have the same bits in training form and packed.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from torch import Tensor
 
 from ..machine import processor_vendor
 from .fused import fused_gradients, fused_quantize
-from .native import products
+from .native import products, weight_gradient
 from .native.products import QuantizedMatrix, TransposedCodes
 
 LARGE = 1 << 16
-"""Elements of a gradient from which a convolution is worth its greater overhead."""
+"""Elements of a gradient from which another way than PyTorch's product is worth its greater overhead."""
 NARROW = 16
 """Features below which it is not: they do not fill a vector register."""
 
 _MKL_IS_SLOW = (
     torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available() and processor_vendor() != "GenuineIntel"
 )
+_HAS_TILES = torch.cpu._is_amx_tile_supported()
 _GEOMETRY = [1, 1], [0, 0], [1, 1], False, [0, 0], 1  # stride, padding, dilation, transposed, output padding, groups
 
 
@@ -119,6 +120,8 @@ def gradient_of_linear_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor
         (out_features, in_features), contiguous.
     """
     rows, values = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    if _by_tiles(rows):
+        return torch.ops.hf_vaq.by_bfloat16_weight(rows, values)
     if not _by_convolution(grad, rows.shape[1], values.shape[1]):
         return rows.t() @ values
     by_weight = torch.ops.hf_vaq.by_linear_weight if torch.compiler.is_compiling() else _by_weight
@@ -139,6 +142,10 @@ def product_of_rows(x: Tensor, matrix: Tensor) -> Tensor:
         (..., results), contiguous.
     """
     return (x.reshape(-1, x.shape[-1]) @ matrix).view(*x.shape[:-1], matrix.shape[1])
+
+
+def _by_tiles(grad: Tensor) -> bool:
+    return _HAS_TILES and grad.device.type == "cpu" and grad.dtype == torch.bfloat16 and grad.numel() >= LARGE
 
 
 def _by_convolution(grad: Tensor, *features: int) -> bool:
@@ -193,3 +200,16 @@ def _by_linear_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 @_by_linear_weight.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("hf_vaq::by_bfloat16_weight", mutates_args=())
+def _by_bfloat16_weight(grad: Tensor, x: Tensor) -> Tensor:
+    grad, x = grad.contiguous(), x.contiguous()
+    if weight_gradient.can_multiply(grad, x):
+        return weight_gradient.gradient_of_weight(grad, x)
+    return grad.t() @ x
+
+
+@_by_bfloat16_weight.register_fake
+def _(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[1], x.shape[1])

@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "tiles.h"
+#include "bfloat16_tiles.h"
 
 namespace {
 
@@ -25,54 +25,6 @@ struct Tensors {
   float* grad_scores;  // (batch, heads, tokens, tokens): of the argument of softmax; null if it is not wanted
   float *by_query_scale, *by_key_scale, *by_value_scale, *by_probability_scale;  // logarithms; null if not wanted
 };
-
-// Packing, all of it from the first operand of a product with sums along rows: 32 rows of 32 numbers.
-
-// Numbers of a row between those of the next one: the first 16 of both, the last 16 of both.
-struct Between {
-  __m512i first, last;
-
-  Between(const Half* rows, int64_t row) {
-    const __m512i step = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i low = _mm512_or_si512(step, _mm512_slli_epi32(_mm512_add_epi32(step, _mm512_set1_epi32(32)), 16));
-    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(16 << 16 | 16));
-    const __m512i x = _mm512_load_si512(rows + row * kSide), next = _mm512_load_si512(rows + (row + 1) * kSide);
-    first = _mm512_permutex2var_epi16(x, low, next), last = _mm512_permutex2var_epi16(x, high, next);
-  }
-};
-
-// As the second operand, for sums along columns.
-void pack_as_columns(const Half* rows, Half* to) {
-  for (int64_t i = 0; i < kTile; i++) {
-    const Between pairs(rows, 2 * i);
-    _mm512_store_si512(to + i * kSide, pairs.first);
-    _mm512_store_si512(to + kNumbers + i * kSide, pairs.last);
-  }
-}
-
-// Transposed and as the first operand: for sums along columns.
-void pack_as_turned_rows(const Half* rows, Half* to) {
-  __m512 first[16], last[16];
-  for (int64_t i = 0; i < 16; i++) {
-    const Between pairs(rows, 2 * i);
-    first[i] = _mm512_castsi512_ps(pairs.first), last[i] = _mm512_castsi512_ps(pairs.last);
-  }
-  transpose(first), transpose(last);
-  for (int64_t i = 0; i < 16; i++) {
-    _mm512_store_ps(to + i * kSide, first[i]);
-    _mm512_store_ps(to + kNumbers + i * kSide, last[i]);
-  }
-}
-
-// Transposed and as the second operand: for sums along rows.
-void pack_as_turned_columns(const Half* rows, Half* to) {
-  for (int64_t r = 0; r < kSide; r += kTile) {
-    __m512 pairs[16];
-    for (int64_t i = 0; i < 16; i++) pairs[i] = _mm512_load_ps(rows + (r + i) * kSide);
-    transpose(pairs);
-    for (int64_t i = 0; i < 16; i++) _mm512_store_ps(to + (r + i) * kSide, pairs[i]);
-  }
-}
 
 // Queries, keys, values, or the gradient of the result.
 struct Operand {
@@ -202,9 +154,9 @@ void vaq_attend(const Plan* query_plan, const Plan* key_plan, const Plan* value_
         for (int64_t c = 0; c < d; c++) {
           a.query.rows<true>(image, head, b, c, queries.get() + (b * d + c) * kPanel);
           a.key.rows<true>(image, head, b, c, rows.get());
-          pack_as_turned_columns(rows.get(), keys.get() + (b * d + c) * kPanel);
+          pack_as_turned_columns(rows.get(), kSide, keys.get() + (b * d + c) * kPanel);
           a.value.rows<true>(image, head, b, c, rows.get());
-          pack_as_columns(rows.get(), values.get() + (c * n + b) * kPanel);
+          pack_as_columns(rows.get(), kSide, values.get() + (c * n + b) * kPanel);
         }
       const Quantizer16 quantizer(a.probability(head));
       const auto logits = a.logits(image, head);
@@ -303,14 +255,14 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
         for (int64_t c = 0; c < d; c++) {
           const int64_t by_row = (b * d + c) * kPanel, by_column = (c * n + b) * kPanel;
           a.query.rows<true>(image, head, b, c, query_rows.get() + by_row);
-          pack_as_turned_rows(query_rows.get() + by_row, query_turned.get() + by_column);
+          pack_as_turned_rows(query_rows.get() + by_row, kSide, query_turned.get() + by_column);
           a.key.rows<true>(image, head, b, c, rows.get());
-          pack_as_turned_columns(rows.get(), key_turned.get() + by_row);
-          pack_as_columns(rows.get(), key_columns.get() + by_column);
+          pack_as_turned_columns(rows.get(), kSide, key_turned.get() + by_row);
+          pack_as_columns(rows.get(), kSide, key_columns.get() + by_column);
           a.value.rows<true>(image, head, b, c, rows.get());
-          pack_as_turned_columns(rows.get(), value_turned.get() + by_row);
+          pack_as_turned_columns(rows.get(), kSide, value_turned.get() + by_row);
           grad.rows<false>(image, head, b, c, grad_rows.get() + by_row);
-          pack_as_turned_rows(grad_rows.get() + by_row, grad_turned.get() + by_column);
+          pack_as_turned_rows(grad_rows.get() + by_row, kSide, grad_turned.get() + by_column);
         }
       const Quantizer16 quantizer(a.probability(head));
       const auto logits = a.logits(image, head);
@@ -360,8 +312,8 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
             std::fill_n(a.in_panels(score_rows.get(), r, c), kSide, Half(0));
           }
         for (int64_t c = 0; c < n; c++) {
-          pack_as_columns(code_rows.get() + c * kPanel, code_columns.get() + (c * n + b) * kPanel);
-          pack_as_columns(score_rows.get() + c * kPanel, score_columns.get() + (c * n + b) * kPanel);
+          pack_as_columns(code_rows.get() + c * kPanel, kSide, code_columns.get() + (c * n + b) * kPanel);
+          pack_as_columns(score_rows.get() + c * kPanel, kSide, score_columns.get() + (c * n + b) * kPanel);
         }
         for (int64_t c = 0; c < d; c++)
           multiply<1, 1>(score_rows.get(), key_columns.get() + c * n * kPanel, n,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -44,24 +45,30 @@ GELU = {
     "vaq_quantize_gelu": Signature(None, (*[POINTER] * 3, LONG, LONG, *[POINTER] * 3, INT)),
     "vaq_differentiate_gelu": Signature(None, (*[POINTER] * 4, LONG, LONG, *[POINTER] * 6, INT)),
 }
-PRODUCTS = {
-    "vaq_request_tiles": Signature(INT, ()),
-    "vaq_size_of_codes": Signature(LONG, (LONG, LONG)),
-    "vaq_transposed_codes": Signature(None, (POINTER, POINTER, INT)),
-    "vaq_gradient_of_weight": Signature(None, (POINTER, LONG, *[POINTER] * 4, INT)),
-    "vaq_gradient_of_input": Signature(None, (POINTER, LONG, *[POINTER] * 8, INT)),
+OF_TILES = {
+    "products.cpp": {
+        "vaq_request_tiles": Signature(INT, ()),
+        "vaq_size_of_codes": Signature(LONG, (LONG, LONG)),
+        "vaq_transposed_codes": Signature(None, (POINTER, POINTER, INT)),
+        "vaq_gradient_of_weight": Signature(None, (POINTER, LONG, *[POINTER] * 4, INT)),
+        "vaq_gradient_of_input": Signature(None, (POINTER, LONG, *[POINTER] * 8, INT)),
+    },
+    "attention.cpp": {
+        "vaq_differentiate_attention": Signature(None, (*[POINTER] * 5, INT)),
+    },
+    "bfloat16_attention.cpp": {
+        "vaq_attend": Signature(None, (*[POINTER] * 5, INT)),
+        "vaq_differentiate_bfloat16_attention": Signature(None, (*[POINTER] * 5, INT)),
+    },
+    "weight_gradient.cpp": {
+        "vaq_gradient_of_bfloat16_weight": Signature(None, (POINTER, POINTER, LONG, LONG, LONG, POINTER, INT)),
+    },
 }
-ATTENTION = {
-    "vaq_differentiate_attention": Signature(None, (*[POINTER] * 5, INT)),
-}
-BFLOAT16_ATTENTION = {
-    "vaq_attend": Signature(None, (*[POINTER] * 5, INT)),
-    "vaq_differentiate_bfloat16_attention": Signature(None, (*[POINTER] * 5, INT)),
-}
+"""Those for AMX, in the order of `Kernels`."""
 
 
 class Kernels(NamedTuple):
-    """Libraries, the last three of which are for processors with AMX.
+    """Libraries, the last four of which are for processors with AMX.
 
     Attributes:
         weights: all weights of a model at once.
@@ -70,6 +77,7 @@ class Kernels(NamedTuple):
         products: products in the backward pass of a linear layer.
         attention: the backward pass of attention.
         bfloat16_attention: attention on bfloat16 operands, and its backward pass.
+        weight_gradient: the gradient of a weight from bfloat16 matrices.
     """
 
     weights: ctypes.CDLL
@@ -78,6 +86,7 @@ class Kernels(NamedTuple):
     products: ctypes.CDLL | None = None
     attention: ctypes.CDLL | None = None
     bfloat16_attention: ctypes.CDLL | None = None
+    weight_gradient: ctypes.CDLL | None = None
 
 
 @cache
@@ -104,14 +113,16 @@ def _of_bfloat16(flags: Sequence[str]) -> tuple[ctypes.CDLL, ...]:
         gelu = load_library(FOLDER / "gelu.cpp", halves, flags, GELU)
         if not torch.cpu._is_amx_tile_supported():
             return (gelu,)
-        flags, headers = [*flags, *TILES], ("tiles.h", *halves)
-        products = load_library(FOLDER / "products.cpp", headers, flags, PRODUCTS)
-        attention = load_library(FOLDER / "attention.cpp", headers, flags, ATTENTION)
-        bfloat16_attention = load_library(FOLDER / "bfloat16_attention.cpp", headers, flags, BFLOAT16_ATTENTION)
+        flags, headers = [*flags, *TILES], ("bfloat16_tiles.h", "tiles.h", *halves)
+        with ThreadPoolExecutor() as pool:  # where they are not compiled yet it takes some time
+            with_tiles = list(
+                pool.map(lambda name: load_library(FOLDER / name, headers, flags, OF_TILES[name]), OF_TILES)
+            )
     except BuildError as error:
         logger.info(f"training without the kernels for bfloat16 and AMX: {error}")
         return ()
-    return (gelu, products, attention, bfloat16_attention) if products.vaq_request_tiles() else (gelu,)
+    products = with_tiles[0]
+    return (gelu, *with_tiles) if products.vaq_request_tiles() else (gelu,)
 
 
 def can_run(tensors: Iterable[Tensor | None], dtype: torch.dtype = torch.float32) -> bool:
