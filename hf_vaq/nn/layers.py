@@ -14,7 +14,7 @@ from . import bfloat16, coded, fused_layers, traced
 from .activation_quantizer import ActivationQuantizer
 from .fused_layers import Scaled
 from .fusion import is_traced, is_untouched, may_be_replaced, may_fuse
-from .operations import autocast_dtype
+from .operations import Conv2d, autocast_dtype
 from .packed import PackedActivationQuantizer
 from .recomputed import traced_gelu_argument
 from .weight_quantizer import WeightQuantizer
@@ -128,5 +128,14 @@ class QuantConv2d(QuantizedOperands, nn.Conv2d):
             if self.is_fusable(x):
                 return fused_layers.conv2d(x, **self.fused_operands(x), geometry=geometry)
             if self.is_traced(x):
-                return traced.conv2d(self.quantized_input(x), self.quantized_weight(), self.bias, geometry)
+                return self._traced(x, Conv2d(**geometry))
         return self._conv_forward(self.quantized_input(x), self.quantized_weight(), self.bias)
+
+    def _traced(self, x: Tensor, operation: Conv2d) -> Tensor:
+        halves = autocast_dtype(x) == torch.bfloat16
+        if halves and operation.takes_patches(x, self.weight) and traced.may_replace(self.input_quantizer):
+            # Three products read quantized patches: they are arranged once, as matrices of them.
+            patches = traced.quantize(operation.patches(x, self.weight), self.input_quantizer.scaled())
+            result = traced.linear(patches, self.quantized_weight().flatten(1), self.bias)
+            return result.permute(0, 3, 1, 2)
+        return traced.conv2d(self.quantized_input(x), self.quantized_weight(), self.bias, operation)

@@ -80,10 +80,8 @@ class Conv2d:
         self, grad: Tensor, x: Tensor, weight: Tensor, with_bias: bool
     ) -> tuple[Tensor, Tensor | None]:
         """In the shape of `weight`, from `grad`, that of the result; and of the bias, float32."""
-        if self._is_patches(x, weight):
-            by_weight = gradient_of_linear_weight(
-                grad.permute(0, 2, 3, 1), self._patches(x, weight), weight.flatten(1)
-            )
+        if self.takes_patches(x, weight):
+            by_weight = gradient_of_linear_weight(grad.permute(0, 2, 3, 1), self.patches(x, weight), weight.flatten(1))
             by_weight = by_weight.view(weight.shape)
         else:
             by_weight = self._gradients(grad, x, weight, [False, True, False])[1]
@@ -93,9 +91,9 @@ class Conv2d:
         """In the shape of `x`."""
         if isinstance(weight, QuantizedMatrix):
             weight = fused_quantize(*weight, grad.dtype)
-        if not self._is_patches(x, weight):
+        if not self.takes_patches(x, weight):
             return self._gradients(grad, x, weight, [True, False, False])[0]
-        # Patches that do not overlap: a matrix product, several times as fast as the general case.
+        # Several times as fast as the general case.
         patches = product_of_rows(grad.permute(0, 2, 3, 1), weight.flatten(1))
         patches = patches.unflatten(-1, weight.shape[1:])  # (batch, rows, columns, channels, height, width)
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
@@ -106,13 +104,14 @@ class Conv2d:
         """By the input before quantization, its logarithmic scale parameter and its offset."""
         return fused_gradients(self.gradient_of_input(grad, x.values, weight), *x)
 
-    def _is_patches(self, x: Tensor, weight: Tensor) -> bool:
+    def takes_patches(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether the input is divided into patches that do not overlap, so that this is a product of matrices."""
         kernel = tuple(weight.shape[2:])
         simple = self.groups == 1 and not any(self.padding) and all(step == 1 for step in self.dilation)
         return simple and self.stride == kernel and all(n % k == 0 for n, k in zip(x.shape[2:], kernel, strict=True))
 
-    def _patches(self, x: Tensor, weight: Tensor) -> Tensor:
-        """(batch, rows, columns, numbers of a patch)."""
+    def patches(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The input as a matrix of patches, (batch, rows, columns, numbers of a patch)."""
         x = x.unflatten(3, (-1, weight.shape[3])).unflatten(2, (-1, weight.shape[2]))
         return x.permute(0, 2, 4, 1, 3, 5).flatten(3)
 

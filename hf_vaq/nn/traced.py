@@ -7,8 +7,6 @@ way to have them computed again. Under autocast operands take half the memory, a
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -92,9 +90,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, with_terms: bool = Fa
     return total
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: dict[str, Any]) -> Tensor:
-    """The same for `torch.nn.functional.conv2d`; `geometry` is stride, padding, dilation and groups."""
-    return _product(x, weight, bias, Conv2d(**geometry))
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, operation: Conv2d) -> Tensor:
+    """The same for `torch.nn.functional.conv2d`."""
+    return _product(x, weight, bias, operation)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, operation: Linear | Conv2d) -> Tensor:
