@@ -5,6 +5,7 @@ import torch
 from torch._inductor.utils import run_and_get_code
 
 from hf_vaq.numerics import products
+from hf_vaq.numerics.native import loading, weight_gradient
 from hf_vaq.numerics.products import (
     LARGE,
     NARROW,
@@ -85,6 +86,44 @@ def test_a_compiled_model_gets_the_same_and_copies_no_operand(by_convolution):
         assert result.is_contiguous()
     assert "convolution_backward" not in "".join(code)
     assert ("by_linear_weight" in "".join(code)) == by_convolution
+
+
+@pytest.fixture
+def by_tiles(monkeypatch):
+    """The kernel, which processors with AMX have."""
+    if loading.kernels() is None or loading.kernels().weight_gradient is None:
+        pytest.skip("needs a CPU with AMX, and a C++ compiler")
+    calls, original = [], weight_gradient.gradient_of_weight
+    monkeypatch.setattr(weight_gradient, "gradient_of_weight", lambda *given: calls.append(given) or original(*given))
+    return calls
+
+
+@pytest.mark.parametrize("shape", [(2, 1000, 96, 40), (1, 33, 2000, 7), (5, 300, 64, 96), (1, 3000, 31, 33)])
+def test_gradients_of_weights_in_bfloat16_are_rounded_once(by_tiles, shape):
+    *rows, outputs, inputs = shape
+    grad, x = torch.randn(*rows, outputs).bfloat16(), torch.randn(*rows, inputs).bfloat16()
+    wanted = torch.einsum("...ro,...ri->oi", grad.double(), x.double())
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(gradient_of_linear_weight(grad, x, torch.empty(outputs, inputs)))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(by_tiles) == 3 and results[0].dtype == torch.bfloat16
+    torch.testing.assert_close(results[0].double(), wanted, rtol=2**-8, atol=1e-3)
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+    assert gradient_of_linear_weight(grad * torch.nan, x, torch.empty(outputs, inputs)).isnan().all()
+
+
+def test_gradients_of_weights_in_bfloat16_without_kernels(monkeypatch):
+    monkeypatch.setattr(products, "_HAS_TILES", True)
+    monkeypatch.setattr(weight_gradient, "can_multiply", lambda *_: False)
+    grad, x, weight = operands("large", torch.bfloat16)
+    found, code = run_and_get_code(torch.compile(gradient_of_linear_weight, fullgraph=True), grad, x, weight)
+    wanted = torch.einsum("...o,...i->oi", grad.double(), x.double())
+    torch.testing.assert_close(found.double(), wanted, rtol=2**-7, atol=0.5)
+    assert "by_bfloat16_weight" in "".join(code)
 
 
 def test_rows_of_a_tensor_in_any_order_are_one_matrix_when_compiled_too():
