@@ -110,6 +110,21 @@ def test_masks_are_broadcast(shape):
     assert torch.equal(*outputs)
 
 
+def test_a_mask_that_keeps_windows_apart_costs_no_accuracy():
+    need("attention")
+    windows = torch.arange(49) // 20
+    mask = torch.where(windows == windows[:, None], 0.0, -100.0)  # Swin's, whose probabilities are denormal numbers
+    heads = [torch.randn(2, 49, 3, 32).bfloat16().transpose(1, 2) for _ in range(3)]
+    quantizers = [quantizer(4, 1, signed, "none", low) for signed, low in ((True, 0.15),) * 3 + ((False, 0.01),)]
+    quantized = [of(*each) for each in quantizers]
+    found = bfloat16.attention(*heads, mask, SCALING, quantized)
+    apart = [
+        bfloat16.attention(*(x[:, :, windows == w] for x in heads), None, SCALING, quantized) for w in windows.unique()
+    ]
+    assert_near(found, torch.cat(apart, 1), 0.005)
+    assert (torch.full((1000,), 1e-40) / 2 > 0).all()  # PyTorch's threads still know such numbers
+
+
 @pytest.mark.parametrize(
     ("shape", "bias", "offset", "factor"),
     [((3, 7, 40), True, True, "l1"), ((50, 33), False, True, "numel"), ((2, 17, 48), True, False, "none")],

@@ -99,6 +99,7 @@ void vaq_differentiate_attention(const Plan* query_plan, const Plan* key_plan, c
 #pragma omp parallel num_threads(threads)
   {
     const Tiles tiles;
+    const NoDenormals no_denormals;
     const Head h(n * kSide, d * kSide);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < p.outer * heads; i++) {

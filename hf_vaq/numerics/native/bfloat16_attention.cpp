@@ -141,6 +141,7 @@ void vaq_attend(const Plan* query_plan, const Plan* key_plan, const Plan* value_
 #pragma omp parallel num_threads(threads)
   {
     const Tiles tiles;
+    const NoDenormals no_denormals;
     const Aligned<Half> queries(length * width), keys(length * width), values(length * width);
     const Aligned<Half> rows(kPanel), codes(kSide * length);
     const Aligned<float> scores(kSide * length), result(kSide * width);
@@ -230,6 +231,7 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
 #pragma omp parallel num_threads(threads)
   {
     const Tiles tiles;
+    const NoDenormals no_denormals;
     const int64_t size = length * width;
     const Aligned<Half> query_rows(size), query_turned(size), key_turned(size), key_columns(size), value_turned(size);
     const Aligned<Half> grad_rows(size), grad_turned(size), rows(kPanel);

@@ -42,16 +42,20 @@ std::vector<Sums> for_all(const Plan& plan, const float* scales, const float* of
   const Parts parts(plan);
   std::vector<Sums> sums(parts.all);
   threads = int(std::min<int64_t>(threads, parts.all));
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t i = 0; i < parts.all; i++) {
-    const Part part = parts[i];
-    const Quantizer quantizer(plan, scales, offsets, part.group);
-    Sums sum;  // threads do not share its memory
-    sum.group = part.group;
-    for (int64_t row = part.first_row; row < part.first_row + part.rows; row++)
-      f(quantizer, plan.quantized_at(part.outer, part.group, row) + part.first,
-        plan.values_at(part.outer, part.group, row) + part.first, part.count, sum);
-    sums[i] = sum;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const NoDenormals no_denormals;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < parts.all; i++) {
+      const Part part = parts[i];
+      const Quantizer quantizer(plan, scales, offsets, part.group);
+      Sums sum;  // threads do not share its memory
+      sum.group = part.group;
+      for (int64_t row = part.first_row; row < part.first_row + part.rows; row++)
+        f(quantizer, plan.quantized_at(part.outer, part.group, row) + part.first,
+          plan.values_at(part.outer, part.group, row) + part.first, part.count, sum);
+      sums[i] = sum;
+    }
   }
   return sums;
 }
