@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..numerics.fused import fused_quantize
+from ..numerics.products import gradient_of_bias
 from ..numerics.traced import (
     traced_gelu_gradients,
     traced_gradients,
@@ -84,7 +85,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, with_terms: bool = Fa
         return _product(x, weight, bias, Linear())
     # PyTorch's product with bias copies the bias to every row first; here it joins what reads the result.
     product, bias = _product(x, weight, None, Linear()), bias.to(torch.float32)
-    total = (product + bias).to(dtype)
+    total = _AddBias.apply(product, bias)
     if with_terms:
         bfloat16.remember_terms(total, product, bias)
     return total
@@ -103,6 +104,20 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, operation: Linear |
 def written(x: Tensor) -> Tensor:
     """`x`, which the compiler writes to memory, rather than make it again wherever it is read."""
     return _Written.apply(x)
+
+
+class _AddBias(torch.autograd.Function):
+    """A product plus a bias in float32, in the type of the product."""
+
+    @staticmethod
+    def forward(ctx, product, bias):
+        return (product + bias).to(product.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        # By itself PyTorch would convert the gradient to float32 and back, which the compiler takes for a copy.
+        return grad, gradient_of_bias(grad)
 
 
 class _Written(torch.autograd.Function):
