@@ -11,7 +11,7 @@ from ..numerics.fused import DTYPES
 
 AUTOMATIC_FROM = 1 << 20
 """Quantized weights from which a model is fused if nobody says otherwise: compiling the kernels takes up to half a
-minute where it was never done before (three seconds for float32 on a CPU, eleven with AMX), more than a smaller model
+minute where it was never done before (three seconds for float32 on a CPU, eight with AMX), more than a smaller model
 can win back."""
 INFERENCE_FROM = 1 << 18
 """Elements from which fused kernels are used where no gradient is wanted, and the result is the same without."""

@@ -62,35 +62,61 @@ struct Bin {
   double count = 0, sum = 0;  // of its weights, and of their distances to the level
 };
 
-// Adding a block to bins. Up to kMasked bits, weights are compared with every bin, many at once: with kBins at a time,
-// whose sums stay in registers. The block is filled up to a multiple of kLanes with kNone, a bin that is none.
-#if defined(__AVX512BW__)
-constexpr int kLanes = 64;
-typedef uint8_t Index;
-constexpr Index kNone = 255;
-template <int kBins>
-void add_masked(const Index* bin, const float* distance, int64_t count, int first, Bin* bins) {
-  __m512 sums[kBins] = {};
-  int64_t counts[kBins] = {};
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const __m512i all = _mm512_load_si512(bin + i);
-    __m512i some[4];  // as wide as distances: a part of the mask of `all` would be slower to get
-    for (int j = 0; j < 4; j++)
-      some[j] = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(bin + i + 16 * j)));
-    for (int k = 0; k < kBins; k++) {
-      counts[k] += __builtin_popcountll(_mm512_cmpeq_epi8_mask(all, _mm512_set1_epi8(char(first + k))));
-      for (int j = 0; j < 4; j++) {
-        const __mmask16 members = _mm512_cmpeq_epi32_mask(some[j], _mm512_set1_epi32(first + k));
-        sums[k] = _mm512_mask_add_ps(sums[k], members, sums[k], _mm512_load_ps(distance + i + 16 * j));
-      }
+// x / scale, as division rounds it where no number is too small or too large: a division takes as long as ten other
+// operations. The remainder of the first quotient is exact.
+inline float quotient(float x, float scale, float reciprocal) {
+#if defined(__FMA__)
+  const float q = x * reciprocal;
+  return std::fma(std::fma(-q, scale, x), reciprocal, q);
+#else
+  return x / scale;
+#endif
+}
+
+#if defined(__AVX512F__)
+// Counts and sums `weights` that are no less than bounds, of which kBounds stay in registers.
+template <int kBounds>
+void add_above(const float* bounds, const float* weights, int64_t count, Bin* bins) {
+  __m512 sums[kBounds] = {};
+  __m512i counts[kBounds] = {};
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 some = count - i < 16 ? __mmask16((1 << (count - i)) - 1) : __mmask16(0xffff);
+    const __m512 w = _mm512_maskz_loadu_ps(some, weights + i);
+    for (int k = 0; k < kBounds; k++) {
+      const __mmask16 above = _mm512_mask_cmp_ps_mask(some, w, _mm512_set1_ps(bounds[k]), _CMP_GE_OQ);
+      sums[k] = _mm512_mask_add_ps(sums[k], above, sums[k], w);
+      counts[k] = _mm512_mask_add_epi32(counts[k], above, counts[k], _mm512_set1_epi32(1));
     }
   }
-  for (int k = 0; k < kBins; k++) {
-    bins[first + k].count += double(counts[k]);
-    for (int j = 0; j < 16; j++) bins[first + k].sum += sums[k][j];
+  for (int k = 0; k < kBounds; k++)
+    bins[k].count += _mm512_reduce_add_epi32(counts[k]), bins[k].sum += _mm512_reduce_add_ps(sums[k]);
+}
+
+// Counts and sums of the bins of a group, of at most 16 levels, from those of all weights at a level or above it.
+void fill_few_bins(const Group& group, Bin* bins) {
+  const float lowest = group.lowest;
+  const auto level = [&](float w) { return rounded(clamped(w / group.scale, lowest, group.highest)); };
+  float bounds[16] = {-INFINITY};  // the least weights of levels
+  for (int l = 1; l < group.levels; l++) {
+    bounds[l] = (lowest + float(l) - 0.5f) * group.scale;
+    while (level(bounds[l]) >= lowest + float(l)) bounds[l] = std::nextafter(bounds[l], -INFINITY);
+    while (level(bounds[l]) < lowest + float(l)) bounds[l] = std::nextafter(bounds[l], INFINITY);
+  }
+  group.blocks([&](int64_t first, int64_t count) {
+    const float* weights = group.weight->values + first;
+    if (group.levels == 4) return add_above<4>(bounds, weights, count, bins);
+    for (int l = 0; l < group.levels; l += 8) add_above<8>(bounds + l, weights, count, bins + l);
+  });
+  for (int l = 0; l < group.levels; l++) {
+    if (l + 1 < group.levels) bins[l].count -= bins[l + 1].count, bins[l].sum -= bins[l + 1].sum;
+    bins[l].sum -= bins[l].count * double(lowest + float(l)) * double(group.scale);  // now of distances
   }
 }
-#else
+#endif
+
+// Adding a block to bins. Up to kMasked bits, weights are compared with every bin, many at once: with kBins at a time, whose
+// sums stay in registers. The block is filled up to a multiple of kLanes with kNone, a bin that is none.
+//
 // Vectors are an extension of GCC and Clang. Indices are floating-point numbers: then masks are as wide as distances.
 #if defined(__AVX2__)
 constexpr int kLanes = 8;
@@ -116,14 +142,13 @@ void add_masked(const Index* bin, const float* distance, int64_t count, int firs
   for (int k = 0; k < kBins; k++)
     for (int j = 0; j < kLanes; j++) bins[first + k].count += counts[k][j], bins[first + k].sum += sums[k][j];
 }
-#endif
 
 // Bins of the weights of a block, and distances to their levels.
 void find_bins(const Group& group, const float* values, int64_t count, Index* bin, float* distance) {
-  const float scale = group.scale, lowest = group.lowest, highest = group.highest;
+  const float scale = group.scale, reciprocal = 1 / scale, lowest = group.lowest, highest = group.highest;
 #pragma omp simd
   for (int64_t i = 0; i < count; i++) {
-    const float r = rounded(clamped(values[i] / scale, lowest, highest));
+    const float r = rounded(clamped(quotient(values[i], scale, reciprocal), lowest, highest));
     bin[i] = Index(int(r - lowest));
     distance[i] = values[i] - r * scale;
   }
@@ -139,17 +164,20 @@ template <bool kWithGradient>
 double regularize_block(const Group& group, const float* values, int64_t count, const Tables& tables, float factor,
                         float* gradient) {
   const float scale = group.scale, lowest = group.lowest, highest = group.highest, share = tables.share;
+  const float reciprocal = 1 / scale;
   double value = 0;
   int64_t i = 0;
 #if defined(__AVX512F__)
   if (group.levels <= 16) {  // a table fills one register
     const __m512 slopes = _mm512_loadu_ps(tables.slope), means = _mm512_loadu_ps(tables.mean);
     const __m512 s = _mm512_set1_ps(scale), low = _mm512_set1_ps(lowest), high = _mm512_set1_ps(highest);
-    const __m512 shares = _mm512_set1_ps(share), twice = _mm512_set1_ps(2 * factor);
+    const __m512 inverse = _mm512_set1_ps(reciprocal), shares = _mm512_set1_ps(share), twice = _mm512_set1_ps(2 * factor);
     __m512 sums = _mm512_setzero_ps();
     for (; i + 16 <= count; i += 16) {
       const __m512 w = _mm512_loadu_ps(values + i);
-      const __m512 v = _mm512_max_ps(_mm512_min_ps(_mm512_div_ps(w, s), high), low);  // of NaN: the highest
+      const __m512 first = _mm512_mul_ps(w, inverse);  // as in `quotient`
+      const __m512 whole = _mm512_fmadd_ps(_mm512_fnmadd_ps(first, s, w), inverse, first);
+      const __m512 v = _mm512_max_ps(_mm512_min_ps(whole, high), low);  // of NaN: the highest
       const __m512 r = _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT);
       const __m512i bin = _mm512_cvtps_epi32(_mm512_sub_ps(r, low));
       const __m512 clipped = _mm512_mul_ps(_mm512_sub_ps(v, r), s);
@@ -168,7 +196,7 @@ double regularize_block(const Group& group, const float* values, int64_t count, 
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t k = i; k < count; k++) {
-    const float v = clamped(values[k] / scale, lowest, highest), r = rounded(v);
+    const float v = clamped(quotient(values[k], scale, reciprocal), lowest, highest), r = rounded(v);
     const int bin = int(r - lowest);
     const float clipped = (v - r) * scale, deviation = values[k] - r * scale - tables.mean[bin];
     const float sloped = deviation * tables.slope[bin], shared = clipped * share;
@@ -178,10 +206,12 @@ double regularize_block(const Group& group, const float* values, int64_t count, 
   return value + sum;
 }
 
-// The term of one group; adds `factor` times its gradient.
-double regularize(const Group& group, double factor) {
+// Counts and sums of all bins of a group.
+void fill_bins(const Group& group, Bin* bins) {
   const Weight& weight = *group.weight;
-  Bin bins[256];
+#if defined(__AVX512F__)
+  if (weight.bits <= kMasked) return fill_few_bins(group, bins);
+#endif
   alignas(64) Index bin[kBlock];
   alignas(64) float distance[kBlock];
   group.blocks([&](int64_t first, int64_t count) {
@@ -194,6 +224,13 @@ double regularize(const Group& group, double factor) {
       for (int64_t i = 0; i < count; i++) bins[int(bin[i])].count += 1, bins[int(bin[i])].sum += distance[i];
     }
   });
+}
+
+// The term of one group; adds `factor` times its gradient.
+double regularize(const Group& group, double factor) {
+  const Weight& weight = *group.weight;
+  Bin bins[256];
+  fill_bins(group, bins);
   Tables tables;
   tables.share = float(1.0 / double(group.size() * weight.groups));
   for (int l = 0; l < 256; l++) {
@@ -262,13 +299,13 @@ void count_change(int8_t before, int8_t code, typename Number::Bits& history, St
 template <class Number>
 void count_changes(const Group& group, Step step) {
   const Weight& weight = *group.weight;
-  const float scale = group.scale, lowest = group.lowest, highest = group.highest;
+  const float scale = group.scale, reciprocal = 1 / scale, lowest = group.lowest, highest = group.highest;
   auto* history = static_cast<typename Number::Bits*>(weight.history);
   alignas(64) int8_t now[kBlock];
   group.blocks([&](int64_t first, int64_t count) {
     const float* values = weight.values + first;
     int8_t* before = weight.codes + first;
-    for (int64_t i = 0; i < count; i++) now[i] = int8_t(int(rounded(clamped(values[i] / scale, lowest, highest))));
+    for (int64_t i = 0; i < count; i++) now[i] = int8_t(int(rounded(clamped(quotient(values[i], scale, reciprocal), lowest, highest))));
     const auto changed = [&](int64_t i) {
       count_change<Number>(before[i], now[i], history[first + i], step);
       before[i] = now[i];
