@@ -134,8 +134,9 @@ class QuantConv2d(QuantizedOperands, nn.Conv2d):
     def _traced(self, x: Tensor, operation: Conv2d) -> Tensor:
         halves = autocast_dtype(x) == torch.bfloat16
         if halves and operation.takes_patches(x, self.weight) and traced.may_replace(self.input_quantizer):
-            # Three products read quantized patches: they are arranged once, as matrices of them.
-            patches = traced.quantize(operation.patches(x, self.weight), self.input_quantizer.scaled())
+            # Patches are gathered and written once; the compiler would gather them anew wherever it reads them.
+            patches = traced.written(operation.patches(x, self.weight))
+            patches = traced.quantize(patches, self.input_quantizer.scaled())
             result = traced.linear(patches, self.quantized_weight().flatten(1), self.bias)
             return result.permute(0, 3, 1, 2)
         return traced.conv2d(self.quantized_input(x), self.quantized_weight(), self.bias, operation)
