@@ -324,10 +324,12 @@ void count_changes(const Group& group, Step step) {
   });
 }
 
+// The largest first, so that no thread has one to itself while the others have nothing left.
 std::vector<Group> all_groups(const Weight* weights, int64_t count) {
   std::vector<Group> groups;
   for (int64_t i = 0; i < count; i++)
     for (int64_t g = 0; g < weights[i].groups; g++) groups.emplace_back(weights[i], g);
+  std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) { return a.size() > b.size(); });
   return groups;
 }
 
