@@ -15,6 +15,7 @@
 namespace {
 
 constexpr int64_t kBlock = 1024;  // weights whose levels and distances wait in the first-level cache
+constexpr int64_t kAhead = 1024;  // how far ahead memory is asked for: processors do not look beyond a page by themselves
 constexpr int kMasked = 4;        // bits up to which comparing with every level is faster than scattering
 
 // One row of the table that Python fills, see native/weights.py.
@@ -82,6 +83,7 @@ void add_above(const float* bounds, const float* weights, int64_t count, Bin* bi
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 some = count - i < 16 ? __mmask16((1 << (count - i)) - 1) : __mmask16(0xffff);
     const __m512 w = _mm512_maskz_loadu_ps(some, weights + i);
+    _mm_prefetch(weights + i + kAhead, _MM_HINT_T0);
     for (int k = 0; k < kBounds; k++) {
       const __mmask16 above = _mm512_mask_cmp_ps_mask(some, w, _mm512_set1_ps(bounds[k]), _CMP_GE_OQ);
       sums[k] = _mm512_mask_add_ps(sums[k], above, sums[k], w);
@@ -175,6 +177,8 @@ double regularize_block(const Group& group, const float* values, int64_t count, 
     __m512 sums = _mm512_setzero_ps();
     for (; i + 16 <= count; i += 16) {
       const __m512 w = _mm512_loadu_ps(values + i);
+      _mm_prefetch(values + i + kAhead, _MM_HINT_T0);
+      if (kWithGradient) __builtin_prefetch(gradient + i + kAhead, 1);
       const __m512 first = _mm512_mul_ps(w, inverse);  // as in `quotient`
       const __m512 whole = _mm512_fmadd_ps(_mm512_fnmadd_ps(first, s, w), inverse, first);
       const __m512 v = _mm512_max_ps(_mm512_min_ps(whole, high), low);  // of NaN: the highest
@@ -310,6 +314,7 @@ void count_changes(const Group& group, Step step) {
       count_change<Number>(before[i], now[i], history[first + i], step);
       before[i] = now[i];
     };
+    for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(values + k + kAhead);
     int64_t i = 0;
     for (; i + 8 <= count; i += 8) {  // few codes change in a step: eight are compared at once
       uint64_t a, b;
