@@ -90,6 +90,24 @@ def test_the_regularizer_finds_the_groups_of_every_layout():
     check_regularizer(case())
 
 
+@needs_kernels
+def test_scales_that_are_no_numbers_show_in_the_regularizer():
+    for bits in (2, 4, 8):
+        weight = LatentWeight(torch.randn(20, 30), ScaleGroups(2, 0), torch.tensor([0.1, torch.nan]), bits)
+        gradient = torch.zeros(20, 30)
+        assert native.bin_regularizer([weight], [gradient]).isnan()
+        assert gradient[:10].isfinite().all() and gradient[10:].isnan().all()
+
+
+@needs_kernels
+def test_weights_beyond_all_levels_have_the_codes_of_the_last_ones():
+    values = torch.tensor([torch.inf, -torch.inf, 3e38, -3e38, 100.0, -100.0, 0.749, 0.751]).repeat(30)
+    weights = [LatentWeight(values, ScaleGroups(), torch.tensor([0.1]), bits) for bits in (2, 4, 8)]
+    oscillations = Oscillations(torch.zeros(3 * len(values), dtype=torch.int8))
+    native.count_oscillations(weights, oscillations)
+    assert torch.equal(oscillations.codes, codes_of(weights))
+
+
 def quantized(weight, factor):
     """Values, gradients by the weight and by the scale parameter; and the gradient that was given."""
     quantization = Quantization(weight.bits, weight.groups, factor=factor, weight=True)

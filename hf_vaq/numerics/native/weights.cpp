@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int64_t kBlock = 1024;  // weights whose levels and distances wait in the first-level cache
-constexpr int64_t kAhead = 1024;  // how far ahead memory is asked for: processors do not look beyond a page by themselves
+constexpr int64_t kAhead = 1024;  // weights by which memory is asked for ahead: processors do not look beyond a page
 constexpr int kMasked = 4;        // bits up to which comparing with every level is faster than scattering
 
 // One row of the table that Python fills, see native/weights.py.
@@ -63,8 +63,8 @@ struct Bin {
   double count = 0, sum = 0;  // of its weights, and of their distances to the level
 };
 
-// x / scale, as division rounds it where no number is too small or too large: a division takes as long as ten other
-// operations. The remainder of the first quotient is exact.
+// x / scale, as division rounds it where no number is too small or too large (of an infinite one it is NaN): a division
+// takes as long as ten other operations. The remainder of the first quotient is exact.
 inline float quotient(float x, float scale, float reciprocal) {
 #if defined(__FMA__)
   const float q = x * reciprocal;
@@ -214,7 +214,8 @@ double regularize_block(const Group& group, const float* values, int64_t count, 
 void fill_bins(const Group& group, Bin* bins) {
   const Weight& weight = *group.weight;
 #if defined(__AVX512F__)
-  if (weight.bits <= kMasked) return fill_few_bins(group, bins);
+  // A scale that is no number has no bounds: every weight would be at every level.
+  if (weight.bits <= kMasked && std::isfinite(group.scale)) return fill_few_bins(group, bins);
 #endif
   alignas(64) Index bin[kBlock];
   alignas(64) float distance[kBlock];
@@ -304,12 +305,16 @@ template <class Number>
 void count_changes(const Group& group, Step step) {
   const Weight& weight = *group.weight;
   const float scale = group.scale, reciprocal = 1 / scale, lowest = group.lowest, highest = group.highest;
+  const float least = 2 * lowest * scale, most = 2 * highest * scale;  // what is beyond has the code of these
   auto* history = static_cast<typename Number::Bits*>(weight.history);
   alignas(64) int8_t now[kBlock];
   group.blocks([&](int64_t first, int64_t count) {
     const float* values = weight.values + first;
     int8_t* before = weight.codes + first;
-    for (int64_t i = 0; i < count; i++) now[i] = int8_t(int(rounded(clamped(quotient(values[i], scale, reciprocal), lowest, highest))));
+    for (int64_t i = 0; i < count; i++) {
+      const float v = quotient(clamped(values[i], least, most), scale, reciprocal);
+      now[i] = int8_t(int(rounded(clamped(v, lowest, highest))));
+    }
     const auto changed = [&](int64_t i) {
       count_change<Number>(before[i], now[i], history[first + i], step);
       before[i] = now[i];
