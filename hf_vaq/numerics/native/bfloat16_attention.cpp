@@ -97,20 +97,27 @@ struct Gradient {
 // All operands, and what is computed of a head.
 struct Attention {
   const Tensors& t;
-  const Operand query, key, value;
+  const Operand query, key, value, grad;  // of the last one numbers are read only, and in the backward pass only
   const Plan& plan;  // of the probabilities, with the factor on scores
   const int64_t tokens, dim, n, d;  // the latter in panels
 
   Attention(const Plan* query_plan, const Plan* key_plan, const Plan* value_plan, const Plan* probability_plan,
             const Tensors* tensors)
       : t(*tensors), query{*query_plan, t.query, t.query_scale}, key{*key_plan, t.key, t.key_scale},
-        value{*value_plan, t.value, t.value_scale}, plan(*probability_plan), tokens(plan.rows), dim(value_plan->inner),
-        n(ceil_div(tokens, kSide)), d(ceil_div(dim, kSide)) {}
+        value{*value_plan, t.value, t.value_scale}, grad{*value_plan, t.grad, t.value_scale}, plan(*probability_plan),
+        tokens(plan.rows), dim(value_plan->inner), n(ceil_div(tokens, kSide)), d(ceil_div(dim, kSide)) {}
 
   int64_t heads() const { return plan.outer * plan.groups; }
   Quantizer probability(int64_t head) const { return {plan, t.probability_scale, nullptr, head}; }
   const float* mask(int64_t image, int64_t head, int64_t row) const {
     return t.mask ? t.mask + image * t.mask_image + head * t.mask_head + row * t.mask_row : nullptr;
+  }
+
+  // Asks for a block of rows of all operands of a head, if there is such a head.
+  void prefetch(int64_t i, int64_t row_block) const {
+    if (i >= heads()) return;
+    for (const Operand* operand : {&query, &key, &value, &grad})
+      if (operand->values) operand->prefetch(i / plan.groups, i % plan.groups, row_block);
   }
 
   // From products of codes to the argument of softmax, times the logarithm of 2 to the base e: 16 numbers of a row.
@@ -149,8 +156,6 @@ void vaq_attend(const Plan* query_plan, const Plan* key_plan, const Plan* value_
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < a.heads(); i++) {
       const int64_t image = i / a.plan.groups, head = i % a.plan.groups;
-      const int64_t next = std::min(i + 1, a.heads() - 1);
-      const int64_t next_image = next / a.plan.groups, next_head = next % a.plan.groups;
       for (int64_t b = 0; b < n; b++)
         for (int64_t c = 0; c < d; c++) {
           a.query.rows<true>(image, head, b, c, queries.get() + (b * d + c) * kPanel);
@@ -163,7 +168,7 @@ void vaq_attend(const Plan* query_plan, const Plan* key_plan, const Plan* value_
       const auto logits = a.logits(image, head);
       const float factor = a.probability(head).scale * a.value.scale(head);
       for (int64_t b = 0; b < n; b++) {
-        for (const Operand* operand : {&a.query, &a.key, &a.value}) operand->prefetch(next_image, next_head, b);
+        a.prefetch(i + 1, b);
         for (int64_t c = 0; c < n; c++)
           multiply<1, 1>(queries.get() + b * d * kPanel, keys.get() + c * d * kPanel, d, scores.get() + c * kSide,
                          length);
@@ -222,7 +227,6 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
                                           const Plan* probability_plan, const Tensors* tensors, int threads) {
   const Attention a(query_plan, key_plan, value_plan, probability_plan, tensors);
   const Tensors& t = a.t;
-  const Operand grad{a.value.plan, t.grad, t.value_scale};  // its numbers are read only
   Gradient by_query(a.query, t.grad_query, t.by_query_scale), by_key(a.key, t.grad_key, t.by_key_scale);
   Gradient by_value(a.value, t.grad_value, t.by_value_scale);
   std::vector<Sums> by_probabilities(a.heads());
@@ -251,8 +255,6 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < a.heads(); i++) {
       const int64_t image = i / a.plan.groups, head = i % a.plan.groups;
-      const int64_t next = std::min(i + 1, a.heads() - 1);
-      const int64_t next_image = next / a.plan.groups, next_head = next % a.plan.groups;
       for (int64_t b = 0; b < n; b++)
         for (int64_t c = 0; c < d; c++) {
           const int64_t by_row = (b * d + c) * kPanel, by_column = (c * n + b) * kPanel;
@@ -263,7 +265,7 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
           pack_as_columns(rows.get(), kSide, key_columns.get() + by_column);
           a.value.rows<true>(image, head, b, c, rows.get());
           pack_as_turned_columns(rows.get(), kSide, value_turned.get() + by_row);
-          grad.rows<false>(image, head, b, c, grad_rows.get() + by_row);
+          a.grad.rows<false>(image, head, b, c, grad_rows.get() + by_row);
           pack_as_turned_rows(grad_rows.get() + by_row, kSide, grad_turned.get() + by_column);
         }
       const Quantizer16 quantizer(a.probability(head));
@@ -271,8 +273,7 @@ void vaq_differentiate_bfloat16_attention(const Plan* query_plan, const Plan* ke
       const __m512 value_scale = _mm512_set1_ps(a.value.scale(head));
       Sums16 total;
       for (int64_t b = 0; b < n; b++) {
-        for (const Operand* operand : {&a.query, &a.key, &a.value, &grad})
-          operand->prefetch(next_image, next_head, b);
+        a.prefetch(i + 1, b);
         for (int64_t c = 0; c < n; c++) {
           multiply<1, 1>(query_rows.get() + b * d * kPanel, key_turned.get() + c * d * kPanel, d,
                          scores.get() + c * kSide, length);

@@ -16,10 +16,11 @@ double above_half(double x) { return 0.5 * std::erf(x / std::sqrt(2.0)); }
 const Cubics kProbability(above_half, 0.5f);
 const Cubics kDerivative([](double x) { return above_half(x) + x * kDensityAtZero * std::exp(-0.5 * x * x); }, 0.5f);
 
-inline __m512 on_both_sides(__m512 above_half, __m512 x) {
+inline __m512 on_both_sides(const Cubics& f, const Place& place, __m512 x) {
   const __m512 signs = _mm512_and_ps(x, _mm512_set1_ps(-0.f));
-  return _mm512_add_ps(_mm512_set1_ps(0.5f), _mm512_xor_ps(above_half, signs));
+  return _mm512_add_ps(_mm512_set1_ps(0.5f), _mm512_xor_ps(place(f), signs));
 }
+inline __m512 gelu(const Place& place, __m512 x) { return _mm512_mul_ps(x, on_both_sides(kProbability, place, x)); }
 
 // The argument of GELU.
 struct Argument {
@@ -46,7 +47,7 @@ void vaq_quantize_gelu(const Plan* plan, const Half* product, const float* bias,
   for (int64_t row = 0; row < rows; row++)
     for_columns(columns, [&](int64_t c, __mmask16 some) {
       const __m512 x = argument(row, c, some);
-      store(result + row * columns + c, quantizer.quantized(_mm512_mul_ps(x, on_both_sides(Place(x)(kProbability), x))), some);
+      store(result + row * columns + c, quantizer.quantized(gelu(Place(x), x)), some);
     });
 }
 
@@ -70,9 +71,9 @@ void vaq_differentiate_gelu(const Plan* plan, const Half* grad, const Half* prod
         const int64_t at = row * columns + c;
         const __m512 x = argument(row, c, some);
         const Place place(x);
-        const __m512 value = _mm512_mul_ps(x, on_both_sides(place(kProbability), x)), v = quantizer.normalized(value);
+        const __m512 value = gelu(place, x), v = quantizer.normalized(value);
         const __m512 passed = total.differentiate<true>(quantizer, value, v, quantizer.level(v), load(grad + at, some));
-        const __m512 by_argument = _mm512_mul_ps(passed, on_both_sides(place(kDerivative), x));
+        const __m512 by_argument = _mm512_mul_ps(passed, on_both_sides(kDerivative, place, x));
         store(result + at, by_argument, some);
         const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(some, of_columns + c), by_argument);
         _mm512_mask_storeu_ps(of_columns + c, some, sum);

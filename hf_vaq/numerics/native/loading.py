@@ -46,25 +46,25 @@ GELU = {
     "vaq_differentiate_gelu": Signature(None, (*[POINTER] * 4, LONG, LONG, *[POINTER] * 6, INT)),
 }
 OF_TILES = {
-    "products.cpp": {
+    "products": {
         "vaq_request_tiles": Signature(INT, ()),
         "vaq_size_of_codes": Signature(LONG, (LONG, LONG)),
         "vaq_transposed_codes": Signature(None, (POINTER, POINTER, INT)),
         "vaq_gradient_of_weight": Signature(None, (POINTER, LONG, *[POINTER] * 4, INT)),
         "vaq_gradient_of_input": Signature(None, (POINTER, LONG, *[POINTER] * 8, INT)),
     },
-    "attention.cpp": {
+    "attention": {
         "vaq_differentiate_attention": Signature(None, (*[POINTER] * 5, INT)),
     },
-    "bfloat16_attention.cpp": {
+    "bfloat16_attention": {
         "vaq_attend": Signature(None, (*[POINTER] * 5, INT)),
         "vaq_differentiate_bfloat16_attention": Signature(None, (*[POINTER] * 5, INT)),
     },
-    "weight_gradient.cpp": {
+    "weight_gradient": {
         "vaq_gradient_of_bfloat16_weight": Signature(None, (POINTER, POINTER, LONG, LONG, LONG, POINTER, INT)),
     },
 }
-"""Those for AMX, in the order of `Kernels`."""
+"""Those for AMX, by their name in `Kernels`."""
 
 
 class Kernels(NamedTuple):
@@ -101,28 +101,29 @@ def kernels() -> Kernels | None:
     except BuildError as error:
         logger.info(f"quantizers, regularizer and oscillation tracker without the compiled kernels: {error}")
         return None
-    return Kernels(weights, quantizers, *(_of_bfloat16(flags) if capability == "AVX512" else ()))
+    return Kernels(weights, quantizers, **(_of_bfloat16(flags) if capability == "AVX512" else {}))
 
 
-def _of_bfloat16(flags: Sequence[str]) -> tuple[ctypes.CDLL, ...]:
+def _of_bfloat16(flags: Sequence[str]) -> dict[str, ctypes.CDLL]:
     """Those for processors that know bfloat16, with AMX or without; none where the compiler or the system does not."""
     if not torch.cpu._is_avx512_bf16_supported():
-        return ()
+        return {}
     flags, halves = [*flags, *HALVES], ("bfloat16.h", "quantizer.h")
     try:
         gelu = load_library(FOLDER / "gelu.cpp", halves, flags, GELU)
         if not torch.cpu._is_amx_tile_supported():
-            return (gelu,)
+            return {"gelu": gelu}
         flags, headers = [*flags, *TILES], ("bfloat16_tiles.h", "tiles.h", *halves)
+
+        def with_tiles(name: str) -> ctypes.CDLL:
+            return load_library(FOLDER / f"{name}.cpp", headers, flags, OF_TILES[name])
+
         with ThreadPoolExecutor() as pool:  # where they are not compiled yet it takes some time
-            with_tiles = list(
-                pool.map(lambda name: load_library(FOLDER / name, headers, flags, OF_TILES[name]), OF_TILES)
-            )
+            found = dict(zip(OF_TILES, pool.map(with_tiles, OF_TILES), strict=True))
     except BuildError as error:
         logger.info(f"training without the kernels for bfloat16 and AMX: {error}")
-        return ()
-    products = with_tiles[0]
-    return (gelu, *with_tiles) if products.vaq_request_tiles() else (gelu,)
+        return {}
+    return {"gelu": gelu, **(found if found["products"].vaq_request_tiles() else {})}
 
 
 def can_run(tensors: Iterable[Tensor | None], dtype: torch.dtype = torch.float32) -> bool:

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int64_t kSteps = 4;           // after which a block of a gradient by a weight goes back to memory
 constexpr int64_t kWaiting = 512 << 10; // bytes of such blocks, which wait in the second-level cache
-constexpr int64_t kBlock = kSide * kSide;
 
 // A matrix that is to be quantized, as Python fills it in, see native/products.py.
 struct Matrix {

@@ -1,5 +1,5 @@
-// The gradient of the weight of a linear layer from bfloat16 matrices, on processors with AMX. Its sums go over the rows
-// of both, for which other libraries arrange both in memory first.
+// The gradient of the weight of a linear layer from bfloat16 matrices, on processors with AMX. Its sums go over the
+// rows of both, for which other libraries arrange both in memory first.
 //
 // An element of the result is computed by one thread, in an order that depends on sizes only: the number of threads
 // changes no bit.
@@ -9,7 +9,6 @@
 namespace {
 
 constexpr int64_t kSteps = 8;  // after which a block of the result goes back to memory
-constexpr int64_t kBlock = kSide * kSide;
 
 struct Matrix {
   const Half* data;
