@@ -75,6 +75,15 @@ inline float quotient(float x, float scale, float reciprocal) {
 }
 
 #if defined(__AVX512F__)
+inline __m512 quotient(__m512 x, __m512 scale, __m512 reciprocal) {
+  const __m512 q = _mm512_mul_ps(x, reciprocal);
+  return _mm512_fmadd_ps(_mm512_fnmadd_ps(q, scale, x), reciprocal, q);
+}
+
+inline __m512 clamped(__m512 v, __m512 lowest, __m512 highest) {
+  return _mm512_max_ps(_mm512_min_ps(v, highest), lowest);  // in this order NaN becomes the highest here too
+}
+
 // Counts and sums `weights` that are no less than bounds, of which kBounds stay in registers.
 template <int kBounds>
 void add_above(const float* bounds, const float* weights, int64_t count, Bin* bins) {
@@ -179,9 +188,7 @@ double regularize_block(const Group& group, const float* values, int64_t count, 
       const __m512 w = _mm512_loadu_ps(values + i);
       _mm_prefetch(values + i + kAhead, _MM_HINT_T0);
       if (kWithGradient) __builtin_prefetch(gradient + i + kAhead, 1);
-      const __m512 first = _mm512_mul_ps(w, inverse);  // as in `quotient`
-      const __m512 whole = _mm512_fmadd_ps(_mm512_fnmadd_ps(first, s, w), inverse, first);
-      const __m512 v = _mm512_max_ps(_mm512_min_ps(whole, high), low);  // of NaN: the highest
+      const __m512 v = clamped(quotient(w, s, inverse), low, high);
       const __m512 r = _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT);
       const __m512i bin = _mm512_cvtps_epi32(_mm512_sub_ps(r, low));
       const __m512 clipped = _mm512_mul_ps(_mm512_sub_ps(v, r), s);
@@ -286,52 +293,90 @@ struct Step {
   uint32_t rounding;
 };
 
-// See Oscillations in numerics/oscillation.py.
+// A code that has changed: twice the weight's place in its block, plus one if the code went down.
+using Change = uint32_t;
+
+// See Oscillations in numerics/oscillation.py. Without branches: which way a change goes cannot be foretold.
 template <class Number>
-void count_change(int8_t before, int8_t code, typename Number::Bits& history, Step step) {
+void count_change(Change change, typename Number::Bits* histories, Step step) {
   using Bits = typename Number::Bits;
-  const Bits direction = code > before ? 0 : Number::kSign;
+  Bits& history = histories[change >> 1];
+  const Bits direction = change & 1 ? Number::kSign : 0;
   const Bits magnitude = history & Bits(~Number::kSign);
-  if (magnitude > Number::kInfinity) {  // NaN: the first change
-    history = direction;
-  } else if ((history & Number::kSign) == direction) {
-    return;
-  } else {
-    history = Bits(Number::store(Number::load(magnitude) + step.increment, step.rounding) | direction);
+  const Bits grown = Number::store(Number::load(magnitude) + step.increment, step.rounding);
+  const Bits counted = (history & Number::kSign) == direction ? magnitude : grown;
+  history = Bits((magnitude > Number::kInfinity ? 0 : counted) | direction);  // NaN: the first change
+}
+
+// Brings the codes of a block up to date. Writes down those that change, and returns how many they are.
+int find_changes(const Group& group, const float* values, int64_t count, int8_t* codes, Change* changes) {
+  const float scale = group.scale, reciprocal = 1 / scale, lowest = group.lowest, highest = group.highest;
+  const float least = 2 * lowest * scale, most = 2 * highest * scale;  // what is beyond has the code of these
+  int found = 0;
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(reciprocal);
+  const __m512 low = _mm512_set1_ps(lowest), high = _mm512_set1_ps(highest);
+  const __m512 bottom = _mm512_set1_ps(least), top = _mm512_set1_ps(most);
+  __m512i places = _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 1);
+  for (; i + 16 <= count; i += 16) {
+    const __m512 w = _mm512_loadu_ps(values + i);
+    _mm_prefetch(values + i + kAhead, _MM_HINT_T0);
+    const __m512i now = _mm512_cvtps_epi32(clamped(quotient(clamped(w, bottom, top), s, inverse), low, high));
+    const __m512i before = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i)));
+    const __mmask16 changed = _mm512_cmpneq_epi32_mask(now, before), down = _mm512_cmplt_epi32_mask(now, before);
+    const __m512i all = _mm512_mask_add_epi32(places, down, places, _mm512_set1_epi32(1));
+    _mm512_storeu_si512(changes + found, _mm512_maskz_compress_epi32(changed, all));
+    found += __builtin_popcount(changed);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(now));
+    places = _mm512_add_epi32(places, _mm512_set1_epi32(32));
   }
+#endif
+  alignas(64) int8_t now[kBlock];
+#pragma omp simd
+  for (int64_t k = i; k < count; k++) {
+    const float v = quotient(clamped(values[k], least, most), scale, reciprocal);
+    now[k] = int8_t(int(rounded(clamped(v, lowest, highest))));
+  }
+  const auto compare = [&](int64_t k) {
+    if (now[k] == codes[k]) return;
+    changes[found++] = Change(2 * k + (now[k] < codes[k]));
+    codes[k] = now[k];
+  };
+  for (; i + 8 <= count; i += 8) {  // few codes change in a step: eight are compared at once
+    uint64_t a, b;
+    std::memcpy(&a, now + i, 8);
+    std::memcpy(&b, codes + i, 8);
+    if (a == b) continue;
+    for (int64_t k = i; k < i + 8; k++) compare(k);
+  }
+  for (; i < count; i++) compare(i);
+  return found;
 }
 
 template <class Number>
 void count_changes(const Group& group, Step step) {
   const Weight& weight = *group.weight;
-  const float scale = group.scale, reciprocal = 1 / scale, lowest = group.lowest, highest = group.highest;
-  const float least = 2 * lowest * scale, most = 2 * highest * scale;  // what is beyond has the code of these
-  auto* history = static_cast<typename Number::Bits*>(weight.history);
-  alignas(64) int8_t now[kBlock];
+  // Two blocks at a time: while changes of one are found, the histories of the other come from memory.
+  struct Changes {
+    typename Number::Bits* histories;
+    int count = 0;
+    Change list[kBlock + 16];
+  } found[2];
+  const auto count_all = [&](const Changes& changes) {
+    for (int k = 0; k < changes.count; k++) count_change<Number>(changes.list[k], changes.histories, step);
+  };
+  int next = 0;
   group.blocks([&](int64_t first, int64_t count) {
-    const float* values = weight.values + first;
-    int8_t* before = weight.codes + first;
-    for (int64_t i = 0; i < count; i++) {
-      const float v = quotient(clamped(values[i], least, most), scale, reciprocal);
-      now[i] = int8_t(int(rounded(clamped(v, lowest, highest))));
-    }
-    const auto changed = [&](int64_t i) {
-      count_change<Number>(before[i], now[i], history[first + i], step);
-      before[i] = now[i];
-    };
-    for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(values + k + kAhead);
-    int64_t i = 0;
-    for (; i + 8 <= count; i += 8) {  // few codes change in a step: eight are compared at once
-      uint64_t a, b;
-      std::memcpy(&a, now + i, 8);
-      std::memcpy(&b, before + i, 8);
-      if (a == b) continue;
-      for (int64_t k = i; k < i + 8; k++)
-        if (now[k] != before[k]) changed(k);
-    }
-    for (; i < count; i++)
-      if (now[i] != before[i]) changed(i);
+    Changes& changes = found[next];
+    changes.histories = static_cast<typename Number::Bits*>(weight.history) + first;
+    changes.count = find_changes(group, weight.values + first, count, weight.codes + first, changes.list);
+    for (int k = 0; k < changes.count; k++) __builtin_prefetch(changes.histories + (changes.list[k] >> 1), 1);
+    next = 1 - next;
+    count_all(found[next]);
+    found[next].count = 0;
   });
+  count_all(found[1 - next]);
 }
 
 // The largest first, so that no thread has one to itself while the others have nothing left.
