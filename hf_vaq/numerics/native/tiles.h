@@ -27,7 +27,7 @@ constexpr int64_t kTile = 16;               // rows of a tile
 constexpr int64_t kSide = 2 * kTile;        // of a block of a result, two tiles by two, and of a panel
 constexpr int64_t kNumbers = kTile * kSide; // bfloat16 numbers of a tile
 constexpr int64_t kPanel = 2 * kNumbers;    // of a panel
-constexpr int64_t kBlock = kSide * kSide;    // numbers of a block of a result
+constexpr int64_t kBlock = kSide * kSide;   // numbers of a block of a result
 constexpr int kPieces = 3;                  // bfloat16 numbers whose sum is a float32 number
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -332,6 +332,7 @@ int find_changes(const Group& group, const float* values, int64_t count, int8_t*
     places = _mm512_add_epi32(places, _mm512_set1_epi32(32));
   }
 #endif
+  for (int64_t k = i; k < count; k += 16) __builtin_prefetch(values + k + kAhead);
   alignas(64) int8_t now[kBlock];
 #pragma omp simd
   for (int64_t k = i; k < count; k++) {
@@ -361,7 +362,7 @@ void count_changes(const Group& group, Step step) {
   struct Changes {
     typename Number::Bits* histories;
     int count = 0;
-    Change list[kBlock + 16];
+    Change list[kBlock + 16];  // sixteen are written at once, of which some may be none
   } found[2];
   const auto count_all = [&](const Changes& changes) {
     for (int k = 0; k < changes.count; k++) count_change<Number>(changes.list[k], changes.histories, step);
@@ -374,7 +375,6 @@ void count_changes(const Group& group, Step step) {
     for (int k = 0; k < changes.count; k++) __builtin_prefetch(changes.histories + (changes.list[k] >> 1), 1);
     next = 1 - next;
     count_all(found[next]);
-    found[next].count = 0;
   });
   count_all(found[1 - next]);
 }
