@@ -187,11 +187,12 @@ void pack_transposed_code_columns(const X& x, Half* to) {
 // The tiles of a thread, as long as it computes.
 struct Tiles {
   Tiles() {
-    struct alignas(64) {
+    // A constant, because GCC does not know that all of it is read, and leaves out stores to a variable.
+    static constexpr struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
+    } config{};
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }

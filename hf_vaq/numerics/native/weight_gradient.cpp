@@ -33,37 +33,41 @@ struct Matrix {
 struct Blocks {
   const Matrix &first, &second;
   const int64_t begin, count;  // of the latter
-  const Aligned<float> sums;
+  const bool turned;           // whether the result is the transposed product
 
-  Blocks(const Matrix& first, const Matrix& second, int64_t begin, int64_t count)
-      : first(first), second(second), begin(begin), count(count), sums(count * first.blocks() * kBlock) {}
-
-  float* block(int64_t i, int64_t j) const { return sums.get() + (j * first.blocks() + i) * kBlock; }
-
-  void multiply_all() const {
+  // Of few rows, sums of one block of columns exist at a time and are written from the cache. Not if they are short pieces
+  // of many rows of the result, which takes as long.
+  void multiply_all(Half* result) const {
+    const int64_t steps = ceil_div(first.rows, kSide), height = first.blocks() * kBlock;
+    const bool at_once = steps <= kSteps && turned;
     const Aligned<Half> rows(first.blocks() * kSteps * kPanel), columns(count * kSteps * kPanel);
-    for (int64_t begin_row = 0; begin_row < first.rows; begin_row += kSteps * kSide) {
-      const int64_t steps = std::min(kSteps, ceil_div(first.rows - begin_row, kSide));
-      for (int64_t k = 0; k < steps; k++) {
-        const int64_t row = begin_row + k * kSide;
+    const Aligned<float> sums(height * (at_once ? 1 : count));
+    for (int64_t step = 0; step < steps; step += kSteps) {
+      const int64_t now = std::min(kSteps, steps - step);
+      for (int64_t k = 0; k < now; k++) {
+        const int64_t row = (step + k) * kSide;
         for (int64_t i = 0; i < first.blocks(); i++)
           first.block(row, i * kSide, rows.get() + (i * kSteps + k) * kPanel, pack_as_turned_rows);
         for (int64_t j = 0; j < count; j++)
           second.block(row, (begin + j) * kSide, columns.get() + (j * kSteps + k) * kPanel, pack_as_columns);
       }
-      for (int64_t j = 0; j < count; j++)
+      for (int64_t j = 0; j < count; j++) {
+        float* const here = sums.get() + (at_once ? 0 : j * height);
         for (int64_t i = 0; i < first.blocks(); i++)
-          multiply<1, 1>(rows.get() + i * kSteps * kPanel, columns.get() + j * kSteps * kPanel, steps, block(i, j),
-                         kSide, begin_row > 0);
+          multiply<1, 1>(rows.get() + i * kSteps * kPanel, columns.get() + j * kSteps * kPanel, now, here + i * kBlock,
+                         kSide, step > 0);
+        if (at_once) write(here, begin + j, 1, result);
+      }
     }
+    if (!at_once) write(sums.get(), begin, count, result);
   }
 
-  // Writes them to the result, or, if `turned`, transposed.
-  void write(Half* result, bool turned) const {
+  // Writes some blocks of columns to the result.
+  void write(const float* sums, int64_t begin, int64_t count, Half* result) const {
     const int64_t rows = (turned ? second : first).columns, columns = (turned ? first : second).columns;
     for (int64_t i = 0; i < first.blocks() * kSide; i += kTile)
       for (int64_t j = 0; j < count * kSide; j += kTile) {
-        const float* from = block(i / kSide, j / kSide) + i % kSide * kSide + j % kSide;
+        const float* from = sums + (j / kSide * first.blocks() + i / kSide) * kBlock + i % kSide * kSide + j % kSide;
         __m512 tile[16];
         for (int64_t k = 0; k < kTile; k++) tile[k] = _mm512_load_ps(from + k * kSide);
         int64_t row = i, column = begin * kSide + j;
@@ -88,9 +92,7 @@ void vaq_gradient_of_bfloat16_weight(const Half* grad, const Half* x, int64_t ro
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t begin = 0; begin < second.blocks(); begin += width) {
     const Tiles tiles;
-    const Blocks blocks(first, second, begin, std::min(width, second.blocks() - begin));
-    blocks.multiply_all();
-    blocks.write(result, turned);
+    Blocks{first, second, begin, std::min(width, second.blocks() - begin), turned}.multiply_all(result);
   }
 }
 }
