@@ -98,7 +98,9 @@ def by_tiles(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("shape", [(2, 1000, 96, 40), (1, 33, 2000, 7), (5, 300, 64, 96), (1, 3000, 31, 33)])
+@pytest.mark.parametrize(
+    "shape", [(2, 1000, 96, 40), (1, 33, 2000, 7), (1, 200, 400, 900), (5, 300, 64, 96), (1, 3000, 31, 33)]
+)
 def test_gradients_of_weights_in_bfloat16_are_rounded_once(by_tiles, shape):
     *rows, outputs, inputs = shape
     grad, x = torch.randn(*rows, outputs).bfloat16(), torch.randn(*rows, inputs).bfloat16()

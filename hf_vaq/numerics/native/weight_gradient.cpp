@@ -35,8 +35,8 @@ struct Blocks {
   const int64_t begin, count;  // of the latter
   const bool turned;           // whether the result is the transposed product
 
-  // Of few rows, sums of one block of columns exist at a time and are written from the cache. Not if they are short pieces
-  // of many rows of the result, which takes as long.
+  // Of few rows, sums of one block of columns exist at a time, and are written from the cache. Not if they are short
+  // pieces of many rows of the result: writing those takes as long.
   void multiply_all(Half* result) const {
     const int64_t steps = ceil_div(first.rows, kSide), height = first.blocks() * kBlock;
     const bool at_once = steps <= kSteps && turned;
@@ -62,15 +62,15 @@ struct Blocks {
     if (!at_once) write(sums.get(), begin, count, result);
   }
 
-  // Writes some blocks of columns to the result.
-  void write(const float* sums, int64_t begin, int64_t count, Half* result) const {
+  // Writes the sums of `some` blocks of columns, which are those from `block` on, to the result.
+  void write(const float* sums, int64_t block, int64_t some, Half* result) const {
     const int64_t rows = (turned ? second : first).columns, columns = (turned ? first : second).columns;
     for (int64_t i = 0; i < first.blocks() * kSide; i += kTile)
-      for (int64_t j = 0; j < count * kSide; j += kTile) {
+      for (int64_t j = 0; j < some * kSide; j += kTile) {
         const float* from = sums + (j / kSide * first.blocks() + i / kSide) * kBlock + i % kSide * kSide + j % kSide;
         __m512 tile[16];
         for (int64_t k = 0; k < kTile; k++) tile[k] = _mm512_load_ps(from + k * kSide);
-        int64_t row = i, column = begin * kSide + j;
+        int64_t row = i, column = block * kSide + j;
         if (turned) transpose(tile), std::swap(row, column);
         for (int64_t k = 0; k < std::min(kTile, rows - row); k++)
           store(result + (row + k) * columns + column, tile[k], first_of(columns - column));
