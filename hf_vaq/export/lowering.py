@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchMerging
 
 from ..inference import set_execution
+from ..inference.codes import mark_nan
 from ..integration.quantizer import ATTENTION
 from ..nn import PackedActivationQuantizer, PackedConv2d, PackedLinear, QuantConv2d, QuantLinear
 from .attention import EXPORTED_ATTENTION
@@ -27,8 +28,11 @@ class ExportedModel(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Logits; of a model with a distillation head the mean of both heads, as in the packed model."""
-        return self.model(pixel_values=pixel_values).logits
+        """Logits; of a model with a distillation head the mean of both heads, as in the packed model.
+
+        NaN for an image with NaN, for which the codes of a runtime have no value.
+        """
+        return mark_nan(self.model(pixel_values=pixel_values).logits, pixel_values)
 
 
 def lower(model: PreTrainedModel, quantizer: type[ExportedQuantizer]) -> ExportedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from ..nn import PackedActivationQuantizer
 from ..nn.attention import QUANTIZED_TENSORS
 from ..numerics.levels import integer_range
 from .backends import integer_backend
-from .codes import centered_bytes, from_centered, integer_codes
+from .codes import centered_bytes, from_centered, has_nan, integer_codes
+from .derived import Derived
 from .layers import LinearEngine
 from .native import kernels, ops
 
@@ -20,7 +21,7 @@ BFLOAT16_EXACT = 256
 """Up to this magnitude every integer is a bfloat16 number."""
 
 
-class AttentionEngine(nn.Module):
+class AttentionEngine(Derived):
     """Computes attention on the codes of queries, keys, values and probabilities.
 
     On a CPU with AVX-512 VNNI it is one kernel, whose sums are int32 and which hands codes to the output projection.
@@ -37,47 +38,43 @@ class AttentionEngine(nn.Module):
     def __init__(self, backend: str | None = None):
         super().__init__()
         self.wanted_backend = backend
-        self.reset()
 
     def reset(self) -> None:
         """Forget what was prepared."""
+        super().reset()
         self.register_buffer("scales", None, persistent=False)
-        self.ready = self.supported = False
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> AttentionEngine:
-        self.reset()
-        return self
+        self.supported = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process or machine may have no kernel.
-        return {**self.__dict__, "_buffers": {"scales": None}, "ready": False, "supported": False}
+        return {**super().__getstate__(), "_buffers": {"scales": None}, "supported": False}
 
     def takes(self, module: nn.Module) -> bool:
         """Whether this device computes attention on codes."""
-        if not self.ready:
-            self.prepare(module)
+        if torch.compiler.is_exporting():
+            return False
+        self.prepare(module)
         return self.supported
 
-    @torch.compiler.disable(reason="kernels are loaded once: use hf_vaq.inference.compile_model")
-    @torch.no_grad()
-    def prepare(self, module: nn.Module) -> None:
+    def sources(self, module: nn.Module) -> tuple[nn.Module, ...]:
+        """The quantizers of the attention and the one that reads its output."""
+        return module.attention_quantizers, module.o_proj
+
+    def derive(self, module: nn.Module) -> None:
         """Load the kernel and lay out the scales for it."""
         quantizers = [module.attention_quantizers[name] for name in QUANTIZED_TENSORS]
         device = quantizers[0].scale.device
-        self.ready = True
+        self.scales = None
         self.supported = integer_backend(device, self.wanted_backend)[0] is not None
         if not self.supported or device.type != "cpu" or kernels() is None:
             return
         projection = module.o_proj
         engine = getattr(projection, "engine", None)
         output = projection.input_quantizer if isinstance(engine, LinearEngine) else None
-        self.coded = output is not None and output.offset is None and engine.prepare(projection)
+        self.coded = output is not None and output.offset is None and engine.is_ready(projection)
         if self.coded:
             quantizers.append(output)
-        heads = max(quantizer.groups.count for quantizer in quantizers)
-        with torch.inference_mode(False):
-            self.scales, self.levels = scales_and_levels(quantizers, heads)
-        self.heads = heads
+        self.heads = max(quantizer.groups.count for quantizer in quantizers)
+        self.scales, self.levels = scales_and_levels(quantizers, self.heads)
         self.levels += [0.0] * (10 - len(self.levels))
 
     def forward(
@@ -100,7 +97,7 @@ class AttentionEngine(nn.Module):
         dropout = dropout if module.training else 0.0
         dtype = query.dtype if query.is_floating_point() else module.o_proj.compute_dtype
         quantizers = [module.attention_quantizers[name] for name in QUANTIZED_TENSORS]
-        if self.scales is None or dropout or asks_for_probabilities(module, kwargs):
+        if self.scales is None or dropout or asks_for_probabilities(module, kwargs) or has_nan(query, key, value):
             return _attend(quantizers, (query, key, value), attention_mask, scaling, dropout, dtype)
         query, key, value = map(centered_bytes, quantizers, (query, key, value))
         scales = self.scales if self.heads > 1 else self.scales.expand(-1, query.shape[1]).contiguous()

@@ -31,8 +31,15 @@ def integer_codes(quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
     return quantize_to_codes(x, scale, quantizer.bits, signed=quantizer.signed, offset=offset)
 
 
-def byte_codes(quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
-    """Codes of `x` as bytes, uint8; shape of `x`."""
+def has_nan(*tensors: Tensor) -> bool:
+    """Whether one of these, numbers or codes, holds NaN, as far as that can be told without waiting for a device."""
+    return not torch.compiler.is_compiling() and any(
+        x.device.type == "cpu" and x.is_floating_point() and bool(x.isnan().any()) for x in tensors
+    )
+
+
+def byte_codes(quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor | None:
+    """Codes of `x` as bytes, uint8; shape of `x`. None if there is NaN in it, for which there is no code."""
     if (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
@@ -44,7 +51,7 @@ def byte_codes(quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
         offset = None if quantizer.offset is None else float(quantizer.offset)
         levels = integer_range(quantizer.bits, quantizer.signed)
         return ops.quantize(x, float(quantizer.scale), offset, *levels)
-    return (integer_codes(quantizer, x) + zero_point(quantizer)).to(torch.uint8)
+    return None if has_nan(x) else (integer_codes(quantizer, x) + zero_point(quantizer)).to(torch.uint8)
 
 
 def centered_bytes(quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
@@ -57,3 +64,9 @@ def from_centered(quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
     if x.dtype is not torch.uint8:
         return integer_codes(quantizer, x)
     return (x.float() - CENTER).clamp(*integer_range(quantizer.bits, quantizer.signed))
+
+
+def mark_nan(numbers: Tensor, pixel_values: Tensor) -> Tensor:
+    """NaN in place of the `numbers`, (batch, ...), of images, (batch, ...), with NaN among their pixels."""
+    nan = pixel_values.isnan().flatten(1).any(1)
+    return numbers.masked_fill(nan.view(-1, *[1] * (numbers.dim() - 1)), torch.nan)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._dynamo import config as dynamo
 from torch._inductor import config as inductor
 from transformers import PreTrainedModel
 
 from . import gemm
+from .derived import Sources
 from .execution import prepare
+
+_TRACING = threading.RLock()
 
 
 class CompiledModel:
-    """A compiled packed model: called like the model, in inference mode; other attributes are the model's own."""
+    """A compiled packed model: called like the model, in inference mode; other attributes are the model's own.
+
+    Threads may call it side by side; while one of them compiles, those with other shapes wait.
+    """
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
@@ -23,16 +32,29 @@ class CompiledModel:
         options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
         self._compiled = torch.compile(model, fullgraph=True, dynamic=False, options=options)
         self._seen: set[tuple[torch.Size, ...]] = set()
+        self._sources = Sources([model])
 
     @torch.inference_mode()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns; the first call with a new shape of input compiles, for about a minute."""
+        """What the model returns; the first call with a new shape of input compiles, for about a minute.
+
+        Raises:
+            RuntimeError: the model was changed since it was compiled.
+        """
+        if self._sources.changed():
+            raise RuntimeError(
+                f"this {type(self.model).__name__} was changed after compile_model, which took its weights for"
+                " constants: compile it anew."
+            )
         shapes = tuple(x.shape for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
-        if shapes not in self._seen:
-            self.model(*args, **kwargs)  # prepares what depends on the size of the image
-            self._seen.add(shapes)
-        with _constant_weights():
+        if shapes in self._seen:
             return self._compiled(*args, **kwargs)
+        with _TRACING:
+            self.model(*args, **kwargs)  # prepares what depends on the size of the image
+            with _constant_weights():
+                output = self._compiled(*args, **kwargs)
+            self._seen.add(shapes)
+        return output
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["model"], name)
@@ -43,6 +65,7 @@ def compile_model(model: PreTrainedModel) -> CompiledModel:
 
     `torch.compile(model)` alone works as well. This prepares the int8 weights beforehand, so that they are not part of
     what is traced, and treats all weights as constants (`freezing`), which lets the compiler rearrange them once.
+    Every new shape of input is compiled by itself: give it few of them, by padding batches.
 
     Args:
         model: a packed model, where it is to run; it must not change or move afterwards.
@@ -59,10 +82,12 @@ def compile_model(model: PreTrainedModel) -> CompiledModel:
 
 @contextmanager
 def _constant_weights() -> Iterator[None]:
-    # Dynamo reads the setting when it traces; an option of torch.compile is seen by the backend only.
-    before = inductor.freezing, gemm.frozen
-    inductor.freezing = gemm.frozen = True
-    try:
-        yield
-    finally:
-        inductor.freezing, gemm.frozen = before
+    # Dynamo reads these when it traces; options of torch.compile are seen by the backend only. Its limits count the
+    # shapes of all models of a process together, and shapes beyond them would be an error.
+    settings = {"recompile_limit": sys.maxsize, "accumulated_recompile_limit": sys.maxsize}
+    with inductor.patch(freezing=True), dynamo.patch(settings):
+        gemm.frozen = True
+        try:
+            yield
+        finally:
+            gemm.frozen = False

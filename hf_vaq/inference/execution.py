@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -15,6 +16,9 @@ from ..integration.families import ACTIVATION_OF, NORM_READERS, SHARED_INPUTS, h
 from ..nn import PackedActivationQuantizer, PackedConv2d, PackedLinear, PackedWeight, QuantConv2d, QuantLinear
 from .attention import AttentionEngine, can_be_coded
 from .backends import BACKENDS, IntegerUnsupportedError, integer_backend
+from .calls import calls_of, watch_calls
+from .codes import mark_nan
+from .derived import count_writes
 from .layers import Engine, LinearEngine, PatchEngine, SharedInputEngine, SliceEngine, cuts_patches
 from .producers import CodedActivation, CodedLayerNorm, emit_codes, emit_numbers
 from .whole_layers import run_modules, run_whole, runs_whole
@@ -29,7 +33,9 @@ _REQUEST = "_vaq_execution"  # on the model: what was asked for
 def set_execution(model: PreTrainedModel, execution: str = "auto", *, backend: str | None = None) -> PreTrainedModel:
     """Choose how a packed model computes, in place; loading or packing one chooses "auto".
 
-    Nothing is computed yet: int8 weights are prepared when the model is first used, and are never saved.
+    Nothing is computed yet: int8 weights are prepared when the model is first used, again when what they are computed
+    from was changed, and are never saved. A change through `tensor.data`, which PyTorch does not count, is seen after
+    this call. Where other threads are calling the model, it waits for them to end and lets them go on afterwards.
 
     Args:
         model: a packed model.
@@ -62,10 +68,14 @@ def set_execution(model: PreTrainedModel, execution: str = "auto", *, backend: s
             )
     if _REQUEST not in model.__dict__:
         model.register_forward_pre_hook(check_pixel_values, with_kwargs=True)
-    _remove_engines(model)
-    if execution != "simulation":
-        _add_engines(model, backend, required=execution == "integer")
-    setattr(model, _REQUEST, (execution, backend))
+        model.register_forward_hook(mark_images_with_nan, with_kwargs=True)
+        watch_calls(model)
+    with calls_of(model).paused():
+        count_writes(model)
+        _remove_engines(model)
+        if execution != "simulation":
+            _add_engines(model, backend, required=execution == "integer")
+        setattr(model, _REQUEST, (execution, backend))
     logger.info(f"{type(model).__name__} computes: {model.execution}")
     if execution == "auto" and supported is None and model.device.type != "meta":
         logger.info(f"no integer execution: {reason}")
@@ -97,8 +107,10 @@ def prepare(model: nn.Module) -> None:
     """Prepare the int8 weights of all layers now, as the first forward pass would."""
     done: set[nn.Module] = set()
     for module in model.modules():
-        if runs_whole(module) and module.layer_engine.prepare(module):
-            done.update(module.modules())
+        if runs_whole(module):
+            module.layer_engine.prepare(module)
+            if module.layer_engine.kernel is not None:
+                done.update(module.modules())
     modules = [module for module in model.modules() if module not in done]
     for module in modules:
         engine = getattr(module, "engine", None)
@@ -130,6 +142,24 @@ def check_pixel_values(model: PreTrainedModel, args: tuple, kwargs: dict[str, An
         raise ValueError(
             f"pixel_values has shape {tuple(pixels.shape)}: expected (batch, {wanted}, height, width), none of them 0."
         )
+
+
+def mark_images_with_nan(model: PreTrainedModel, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    """Forward hook of packed models: an image with NaN among its pixels has NaN for an answer.
+
+    There is no code for NaN. On a CPU the engines see it in time; compilers and other devices cannot wait for that.
+    """
+    pixels = kwargs.get("pixel_values", args[0] if args else None)
+    if not isinstance(pixels, torch.Tensor) or torch.compiler.is_exporting():
+        return None
+    if pixels.device.type == "cpu" and not torch.compiler.is_compiling():
+        return None
+
+    def mark(numbers: Any) -> Any:
+        batched = isinstance(numbers, torch.Tensor) and numbers.dim() > 0 and len(numbers) == len(pixels)
+        return mark_nan(numbers, pixels) if batched and numbers.is_floating_point() else numbers
+
+    return tree_map(mark, output)
 
 
 def _add_engines(model: nn.Module, backend: str | None, required: bool) -> None:

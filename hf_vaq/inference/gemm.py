@@ -7,16 +7,23 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 
 from ..nn import PackedActivationQuantizer, PackedWeight
 from .codes import CENTER, zero_point
 
 INT_MM_ROWS = 17  # what cuBLASLt wants at least of the first operand
 INT_MM_MULTIPLE = 8  # of every size
-
+ONEDNN_OUTPUTS = (torch.float32, torch.bfloat16, torch.uint8)
 
 frozen = False
-"""True while a compiler sees that takes weights for constants (`compile_model`)."""
+"""True while `compile_model` traces, and the compiler takes weights for constants."""
+
+
+@torch.compiler.assume_constant_result
+def _weights_are_constants() -> bool:
+    # Asked once, when a model is traced, and not at each call.
+    return frozen and inductor.freezing
 
 
 def _qlinear(
@@ -202,10 +209,9 @@ class IntegerGemm(nn.Module):
         return _center(y) if self.coded else y.to(dtype)
 
     def _onednn(self, g: int, codes: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        # float16 is no output type of oneDNN's kernel.
-        out = torch.float32 if dtype is torch.float16 else dtype
+        out = dtype if dtype in ONEDNN_OUTPUTS else torch.float32
         weight, scale = getattr(self, f"weight_{g}"), getattr(self, f"scale_{g}")
-        if torch.compiler.is_compiling() and not frozen:
+        if torch.compiler.is_compiling() and not _weights_are_constants():
             y = torch.ops.hf_vaq.qlinear(codes, self.zero_point, weight, scale, self.weight_zero_points, bias, out)
         else:
             y = _qlinear(codes, self.zero_point, weight, scale, self.weight_zero_points, bias, out)

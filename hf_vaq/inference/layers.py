@@ -1,12 +1,12 @@
 """Engines: what a packed layer computes with instead of its float simulation.
 
 An engine is a submodule of the layer without parameters or saved buffers. It prepares its int8 weights when it is
-first used and forgets them when the model is copied, pickled or moved, to prepare them anew.
+first used, and anew when what they are computed from changes (`Derived`). An input with NaN, for which there are no
+codes, is simulated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ..nn import PackedActivationQuantizer, PackedConv2d, PackedLinear
 from .backends import IntegerUnsupportedError, integer_backend
 from .codes import byte_codes
+from .derived import Derived
 from .gemm import IntegerGemm, ScaledWeight
 
 
-class Engine(nn.Module):
-    """Base of all engines.
+class Engine(Derived):
+    """Base of the engines of layers.
 
     Args:
         backend: name of the backend, or None to choose by device.
@@ -32,46 +33,36 @@ class Engine(nn.Module):
         super().__init__()
         self.wanted_backend = backend
         self.required = required
-        self.reset()
 
     def reset(self) -> None:
         """Forget what was prepared."""
+        super().reset()
         self.gemm = None
-        self.ready = False
 
-    def is_ready(self, device: torch.device, build: Callable[[str], IntegerGemm]) -> bool:
+    def is_ready(self, owner: nn.Module) -> bool:
         """Whether there is a prepared product, after preparing it where the device allows."""
-        if not self.ready:
-            self._prepare(device, build)
+        if torch.compiler.is_exporting():
+            return False  # prepared weights belong to this process
+        self.prepare(owner)
         return self.gemm is not None
 
-    @torch.compiler.disable(reason="int8 weights are prepared once: use hf_vaq.inference.compile_model")
-    @torch.no_grad()
-    def _prepare(self, device: torch.device, build: Callable[[str], IntegerGemm]) -> None:
-        backend, reason = integer_backend(device, self.wanted_backend)
+    def derive(self, owner: nn.Module) -> None:
+        """Prepare the int8 weights, if the device has integer arithmetic."""
+        backend, reason = integer_backend(next(owner.buffers()).device, self.wanted_backend)
         if backend is None and self.required:
             raise IntegerUnsupportedError(f"integer execution is not possible: {reason}.")
-        # Tensors made in inference mode could not be used outside of it.
-        with torch.inference_mode(False):
-            self.gemm = None if backend is None else build(backend)
-        self.ready = True
+        self.gemm = None if backend is None else self.build(owner, backend)
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> Engine:
-        self.reset()
-        return self
+    def build(self, owner: nn.Module, backend: str) -> IntegerGemm:
+        """The product on the codes of the input."""
+        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        # For copies and pickles: prepared weights have a layout of this very CPU.
-        state = {**self.__dict__, "_modules": {**self._modules, "gemm": None}, "ready": False}
-        return state
+        return {**super().__getstate__(), "_modules": {**self._modules, "gemm": None}}
 
 
 class LayerEngine(Engine):
     """A layer with a quantized input of its own, as one product."""
-
-    def prepare(self, layer: PackedLinear | PackedConv2d) -> bool:
-        """Prepare the int8 weight; whether there is one."""
-        return self.is_ready(layer.weight_codes.device, lambda backend: self.build(layer, backend))
 
     def build(self, layer: PackedLinear | PackedConv2d, backend: str) -> IntegerGemm:
         """The product on the codes of the input."""
@@ -83,11 +74,12 @@ class LinearEngine(LayerEngine):
 
     def forward(self, layer: PackedLinear, x: Tensor) -> Tensor:
         """(..., in_features), floating point or byte codes, to (..., out_features)."""
-        if not self.prepare(layer):
+        if not self.is_ready(layer):
             return layer.simulate(x)
         if x.dtype is torch.uint8:
             return self.gemm(x, layer.compute_dtype)
-        return self.gemm(byte_codes(layer.input_quantizer, x), x.dtype)
+        codes = byte_codes(layer.input_quantizer, x)
+        return layer.simulate(x) if codes is None else self.gemm(codes, x.dtype)
 
 
 class SharedInputEngine(Engine):
@@ -116,11 +108,12 @@ class SharedInputEngine(Engine):
         self.projections = projections
         self.attention = attention
 
-    def prepare(self, quantizer: PackedActivationQuantizer) -> bool:
-        """Prepare the int8 weights; whether there are any."""
-        return self.is_ready(quantizer.scale.device, lambda backend: self._build(quantizer, backend))
+    def sources(self, quantizer: PackedActivationQuantizer) -> tuple[nn.Module, ...]:
+        """Quantizer, weights, and the quantizers that read the outputs."""
+        return quantizer, *self.projections, *(attention.attention_quantizers for attention in self.attention)
 
-    def _build(self, quantizer: PackedActivationQuantizer, backend: str) -> IntegerGemm:
+    def build(self, quantizer: PackedActivationQuantizer, backend: str) -> IntegerGemm:
+        """The product of all projections on the codes of the input."""
         weights = [ScaledWeight.of(projection) for projection in self.projections]
         output_scale = None
         if self.attention:
@@ -129,11 +122,12 @@ class SharedInputEngine(Engine):
 
     def forward(self, quantizer: PackedActivationQuantizer, x: Tensor) -> Tensor:
         """(..., in_features) to (..., sum of out_features)."""
-        if not self.prepare(quantizer):
+        if not self.is_ready(quantizer):
             return quantizer.simulate(x)
         if x.dtype is torch.uint8:
             return self.gemm(x, self.projections[0].compute_dtype)
-        return self.gemm(byte_codes(quantizer, x), x.dtype)
+        codes = byte_codes(quantizer, x)
+        return quantizer.simulate(x) if codes is None else self.gemm(codes, x.dtype)
 
 
 def scale_of_outputs(attention: nn.Module, projections: tuple[PackedLinear, ...]) -> Tensor:
@@ -181,20 +175,26 @@ class PatchEngine(LayerEngine):
 
     def build(self, layer: PackedConv2d, backend: str) -> IntegerGemm:
         """The product on the codes of the patches."""
-        self.float_weight = layer.weight
+        self.float_weight = layer.float_weight()
         return super().build(layer, backend)
+
+    @property
+    def current_weight(self) -> Tensor | None:
+        """The float weight, if it is prepared."""
+        return self.float_weight if self.is_current() else None
 
     def forward(self, layer: PackedConv2d, x: Tensor) -> Tensor:
         """(batch, in_channels, height, width) to (batch, out_channels, height', width')."""
-        if not self.prepare(layer):
+        codes = None
+        if self.is_ready(layer):
+            codes = x if x.dtype is torch.uint8 else byte_codes(layer.input_quantizer, x)
+        if codes is None:
             return layer.simulate(x)
         channels, (kernel_height, kernel_width) = layer.shape[1], layer.shape[2:]
         rows, columns = x.shape[2] // kernel_height, x.shape[3] // kernel_width
-        x = x[:, :, : rows * kernel_height, : columns * kernel_width]  # a convolution ignores what fills no patch
-        coded = x.dtype is torch.uint8
-        dtype = layer.compute_dtype if coded else x.dtype
+        dtype = layer.compute_dtype if x.dtype is torch.uint8 else x.dtype
         patches = (
-            (x if coded else byte_codes(layer.input_quantizer, x))
+            codes[:, :, : rows * kernel_height, : columns * kernel_width]  # a convolution ignores what fills no patch
             .reshape(-1, channels, rows, kernel_height, columns, kernel_width)
             .permute(0, 2, 4, 1, 3, 5)
             .reshape(-1, channels * kernel_height * kernel_width)

@@ -7,7 +7,6 @@ quantization after it. A GELU stays a staircase, which takes fewer instructions 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ..nn import PackedActivationQuantizer
 from ..numerics.levels import integer_range
+from .derived import Derived
 from .layers import Engine
 from .native import kernels, ops
 from .staircase import Staircase
@@ -35,10 +35,11 @@ class CodedLayerNorm(nn.LayerNorm):
         if not _can_emit(x, owner, quantizer) or any(p is None or p.dtype is not torch.float32 for p in parameters):
             return super().forward(x)
         levels = integer_range(quantizer.bits, quantizer.signed)
-        return ops.layer_norm_codes(x, self.weight, self.bias, self.eps, float(quantizer.scale), *levels)
+        codes = ops.layer_norm_codes(x, self.weight, self.bias, self.eps, float(quantizer.scale), *levels)
+        return super().forward(x) if codes is None else codes
 
 
-class CodedActivation(nn.Module):
+class CodedActivation(Derived):
     """An activation function that hands codes to the layer that reads it.
 
     A b-bit quantizer after a scalar function is a staircase of few steps (`hf_vaq.inference.staircase`).
@@ -55,42 +56,41 @@ class CodedActivation(nn.Module):
         super().__init__()
         self.function = function
         self.reader = (reader, reader.input_quantizer)  # in a tuple: no submodules of this one
-        self.reset()
 
     def reset(self) -> None:
         """Forget the staircase."""
+        super().reset()
         self.register_buffer("breakpoints", None, persistent=False)
         self.register_buffer("codes", None, persistent=False)
-        self.ready, self.count = False, 0
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> CodedActivation:
-        self.reset()
-        return super()._apply(fn, recurse)
+        self.count = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process or machine may have no kernel.
-        return {**self.__dict__, "_buffers": {"breakpoints": None, "codes": None}, "ready": False}
+        return {**super().__getstate__(), "_buffers": {"breakpoints": None, "codes": None}}
 
-    @torch.compiler.disable(reason="the staircase is found once: use hf_vaq.inference.compile_model")
-    def prepare(self) -> None:
+    def sources(self) -> tuple[nn.Module, ...]:
+        """The quantizer of the values."""
+        return self.reader[1:]
+
+    def derive(self) -> None:
         """Find the staircase, if there is a kernel for it."""
-        self.ready = True
         owner, quantizer = self.reader
-        if quantizer.scale.device.type != "cpu" or kernels() is None or not owner.engine.prepare(owner):
+        self.breakpoints = None
+        if quantizer.scale.device.type != "cpu" or kernels() is None or not owner.engine.is_ready(owner):
             return
-        with torch.inference_mode(False), torch.no_grad():
-            staircase = Staircase.of(self.function, quantizer)
-            if staircase.fits():
-                self.breakpoints, self.codes, self.count = staircase.padded()
+        staircase = Staircase.of(self.function, quantizer)
+        if staircase.fits():
+            self.breakpoints, self.codes, self.count = staircase.padded()
 
     def forward(self, x: Tensor) -> Tensor:
         """Byte codes of the function of `x` if its reader takes them and there is a kernel; else the numbers."""
-        if not self.ready:
-            self.prepare()
+        if torch.compiler.is_exporting():
+            return self.function(x)
+        self.prepare()
         if self.breakpoints is None or x.dtype is not torch.float32:
             return self.function(x)
         step_codes = torch.ops.hf_vaq.step_codes if torch.compiler.is_compiling() else ops.step_codes
-        return step_codes(x, self.breakpoints, self.codes, self.count)
+        codes = step_codes(x, self.breakpoints, self.codes, self.count)
+        return self.function(x) if codes is None else codes
 
 
 def emit_codes(norm: nn.LayerNorm, owner: nn.Module, quantizer: PackedActivationQuantizer) -> None:
@@ -111,4 +111,4 @@ def _can_emit(x: Tensor, owner: nn.Module, quantizer: PackedActivationQuantizer)
     engine = owner.engine
     if not isinstance(engine, Engine) or not x.is_contiguous() or quantizer.groups.count > 1:
         return False
-    return kernels() is not None and engine.prepare(owner)
+    return kernels() is not None and engine.is_ready(owner)

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..integration.families import LAYER_NORMS, residual_factors
+from ..integration.injection import require_quantized_attention
 from ..nn import PackedActivationQuantizer, PackedLinear
 from ..nn.attention import QUANTIZED_TENSORS, quantize_shared_input
 from .attention import asks_for_probabilities, can_be_coded, scales_and_levels
 from .backends import integer_backend
+from .derived import Derived
 from .gemm import FoldedProduct, ScaledWeight
 from .layer_kernel import LayerKernel, WindowsKernel
 from .layers import scale_of_outputs
@@ -29,7 +31,7 @@ from .staircase import Staircase
 from .windows import relative_position_windows, shifted_windows
 
 
-class WholeLayerEngine(nn.Module):
+class WholeLayerEngine(Derived):
     """The prepared kernel of a transformer layer, and the windows it was used with.
 
     Args:
@@ -41,45 +43,36 @@ class WholeLayerEngine(nn.Module):
     def __init__(self, backend: str | None = None):
         super().__init__()
         self.wanted_backend = backend
-        self.reset()
 
     def reset(self) -> None:
         """Forget what was prepared."""
-        self.ready, self.kernel = False, None
+        super().reset()
+        self.kernel = None
         self.windows: dict[Any, WindowsKernel | None] = {}
         self.inside: tuple[tuple[nn.Module, int], ...] = ()  # modules, and how many hooks of our own they have
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> WholeLayerEngine:
-        self.reset()
-        return self
-
     def __getstate__(self) -> dict[str, Any]:
-        # Another process or machine may have no kernel.
-        return {**self.__dict__, "ready": False, "kernel": None, "windows": {}, "inside": ()}
+        return {**super().__getstate__(), "kernel": None, "windows": {}, "inside": ()}
 
-    @torch.compiler.disable(reason="kernels are loaded once: use hf_vaq.inference.compile_model")
-    @torch.no_grad()
-    def prepare(self, layer: nn.Module) -> bool:
-        """Lay out the weights, if the kernel can take this layer where it is; whether it can."""
-        if not self.ready:
-            self.reset()
-            self.ready = True
-            device = layer.attention.input_quantizer.scale.device
-            if device.type == "cpu" and integer_backend(device, self.wanted_backend)[0] == "onednn" and kernels():
-                with torch.inference_mode(False):
-                    self.kernel = _lay_out(layer)
-            inside = [module for module in layer.modules() if module not in (layer, self)]
-            self.inside = tuple((module, _own_hooks(module)) for module in inside)
-        return self.kernel is not None
+    def derive(self, layer: nn.Module) -> None:
+        """Lay out the weights, if the kernel can take this layer where it is."""
+        self.windows = {}
+        device = layer.attention.input_quantizer.scale.device
+        possible = device.type == "cpu" and integer_backend(device, self.wanted_backend)[0] == "onednn" and kernels()
+        self.kernel = _lay_out(layer) if possible else None
+        inside = [module for module in layer.modules() if module not in (layer, self)]
+        self.inside = tuple((module, _own_hooks(module)) for module in inside)
 
     def takes(self, layer: nn.Module, hidden_states: Tensor, arguments: dict[str, Any]) -> bool:
         """Whether the kernel can do this call."""
         if layer.training or hidden_states.dtype is not torch.float32 or hidden_states.device.type != "cpu":
             return False
-        if not self.ready:
-            self.prepare(layer)
+        if torch.compiler.is_exporting():
+            return False
+        self.prepare(layer)
         if self.kernel is None or asks_for_probabilities(layer.attention, arguments):
             return False
+        require_quantized_attention(layer.attention, (), {})
         if torch.is_grad_enabled() and hidden_states.requires_grad:
             return False
         return not any(
@@ -212,7 +205,7 @@ def _rebuild(stock: type[nn.Module], form: type[_WholeLayer]) -> nn.Module:
 def _own_hooks(module: nn.Module) -> int:
     """How many hooks of `module` are those that quantizing it put there."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return sum(hook is quantize_shared_input for hook in hooks)
+    return sum(hook in (quantize_shared_input, require_quantized_attention) for hook in hooks)
 
 
 def _is_packed(layer: nn.Module) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import GELUActivation
 
-from ..config import QuantConfig
+from ..config import QUANT_METHOD, QuantConfig
 from ..nn import (
     ActivationQuantizer,
     PackedActivationQuantizer,
@@ -56,10 +57,26 @@ def inject(model: PreTrainedModel, plan: Plan, config: QuantConfig) -> None:
         attention.attention_quantizers = nn.ModuleDict(
             {tensor: _on_device_of(device_like, make, spec) for tensor, spec in specs.items()}
         )
+        attention.register_forward_pre_hook(require_quantized_attention, with_kwargs=True)
     if not config.packed:
         _remember_sources(model, plan)
         _write_score_masks(model)
     set_fusion(model)
+
+
+def require_quantized_attention(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of an attention with quantizers: refuse an attention function that does not ask them.
+
+    Raises:
+        ValueError: `set_attn_implementation` or the config chose another one.
+    """
+    chosen = attention.config._attn_implementation
+    if not str(chosen).startswith(QUANT_METHOD):
+        raise ValueError(
+            f"attn_implementation={chosen!r} would compute without the quantizers of this model's attention: expected"
+            f" {QUANT_METHOD!r}, which also returns attention probabilities (output_attentions=True). To compute"
+            " attention in floating point, quantize with QuantConfig(quantize_attention=False)."
+        )
 
 
 def _remember_sources(model: PreTrainedModel, plan: Plan) -> None:

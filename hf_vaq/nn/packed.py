@@ -7,6 +7,8 @@ into a module's slot `engine` computes instead of that, from the same codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,22 @@ from ..numerics.levels import integer_range
 from ..numerics.packing import pack_codes, packed_size, unpack_codes
 from .activation_quantizer import ActivationQuantizer
 from .weight_quantizer import WeightQuantizer
+
+
+def _apply_but_to(
+    names: tuple[str, ...],
+    apply: Callable[..., nn.Module],
+    module: nn.Module,
+    fn: Callable[[Tensor], Tensor],
+    recurse: bool,
+) -> nn.Module:
+    """`nn.Module._apply` that moves the buffers `names`, but leaves their type: scales stay float32 in every model."""
+    kept = {name: module._buffers.pop(name) for name in names}
+    apply(fn, recurse)
+    for name, x in kept.items():
+        # Integers are only ever moved.
+        module._buffers[name] = None if x is None else fn(x.view(torch.int32)).view(torch.float32)
+    return module
 
 
 class PackedActivationQuantizer(nn.Module):
@@ -58,6 +76,9 @@ class PackedActivationQuantizer(nn.Module):
         offset = None if self.offset is None else self.groups.expand(self.offset, x.shape)
         scale = self.groups.expand(self.scale, x.shape)
         return fake_quantize(x, scale, self.bits, signed=self.signed, offset=offset)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedActivationQuantizer:
+        return _apply_but_to(("scale", "offset"), super()._apply, self, fn, recurse)
 
     def extra_repr(self) -> str:
         """Bits, range and groups, for printing."""
@@ -113,9 +134,11 @@ class PackedWeight(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The quantized weight in floating point, computed anew at each call unless the engine keeps it."""
-        kept = getattr(self.engine, "float_weight", None)
-        if kept is not None:
-            return kept
+        kept = getattr(self.engine, "current_weight", None)
+        return self.float_weight() if kept is None else kept
+
+    def float_weight(self) -> Tensor:
+        """The quantized weight in floating point, computed anew."""
         scale = self.groups.expand(self.weight_scale, self.shape)
         return (self.codes().float() * scale).to(self.dtype)
 
@@ -135,6 +158,10 @@ class PackedWeight(nn.Module):
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input after its quantizer, if this layer has one of its own."""
         return x if self.input_quantizer is None else self.input_quantizer(x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return _apply_but_to(("weight_scale",), super()._apply, self, fn, recurse)
 
     def extra_repr(self) -> str:
         """Shape, bits and groups, for printing."""

@@ -105,11 +105,11 @@ def _normalize(x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
 def _is_worth_blocks(x: Tensor, scale: Tensor) -> bool:
     """Whether `x` is a large float32 tensor on the CPU with a single scale; a compiler fuses the steps by itself."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # asked first: an exported program would be bound to small sizes
+        and x.device.type == "cpu"
         and x.dtype == scale.dtype == torch.float32
         and scale.numel() == 1
         and x.numel() > CPU_BLOCK
-        and not torch.compiler.is_compiling()
         and _in_memory_order(x).is_contiguous()
     )
 

@@ -33,6 +33,16 @@ def test_every_family_answers_as_the_packed_model_and_multiplies_integers(family
     assert report.products.integer == report.products.total >= 9
 
 
+def test_an_image_with_nan_has_nan_for_an_answer(exported):
+    report = exported(export_onnx, "vit", weight_bits=2, activation_bits=3)
+    pixel_values = images(3, seed=5)
+    expected = answers(report.folder, pixel_values)
+    pixel_values[1, 0, 7, 7] = np.nan
+    found = answers(report.folder, pixel_values)
+    assert np.isnan(found[1]).all()
+    np.testing.assert_array_equal(found[[0, 2]], expected[[0, 2]])
+
+
 @pytest.mark.parametrize(
     "config",
     [

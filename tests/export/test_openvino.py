@@ -23,6 +23,16 @@ def answers(folder, pixel_values):
     return compiled(pixel_values.numpy())[0]
 
 
+def test_an_image_with_nan_has_nan_for_an_answer(exported):
+    report = exported(export_openvino, "vit", **W4A4)
+    pixel_values = images(3, seed=5)
+    expected = answers(report.folder, pixel_values)
+    pixel_values[1, 0, 7, 7] = np.nan
+    found = answers(report.folder, pixel_values)
+    assert np.isnan(found[1]).all()
+    np.testing.assert_array_equal(found[[0, 2]], expected[[0, 2]])
+
+
 @pytest.mark.parametrize(
     ("family", "config"),
     [

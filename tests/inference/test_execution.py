@@ -202,3 +202,51 @@ def test_dropout_of_a_model_in_training_mode_is_still_applied():
     still = logits(model)
     assert not torch.allclose(logits(model.train()), still)
     assert torch.equal(logits(model.eval()), still)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("has_run", [False, True])
+@pytest.mark.parametrize("execution", ["auto", "simulation"])
+def test_a_model_that_is_moved_to_a_type_is_that_which_is_loaded_in_it(dtype, has_run, execution, tmp_path):
+    model = packed("deit")
+    model.save_pretrained(tmp_path)
+    if has_run:
+        logits(model)
+    moved = set_execution(model.to(dtype), execution)
+    loaded = set_execution(AutoModelForImageClassification.from_pretrained(tmp_path, dtype=dtype), execution)
+    assert {name: x.dtype for name, x in moved.state_dict().items()} == {
+        name: x.dtype for name, x in loaded.state_dict().items()
+    }
+    x = images().to(dtype)
+    assert torch.equal(logits(moved, x), logits(loaded, x)) and logits(moved, x).dtype == dtype
+    assert moved.execution == loaded.execution
+
+
+def test_scales_keep_their_precision_on_the_way_to_a_type_and_back():
+    model = packed("swin")
+    before = {name: x.clone() for name, x in model.state_dict().items() if name.endswith(("scale", "offset"))}
+    after = model.to(torch.float16).to(torch.float32).state_dict()
+    assert len(before) > 20 and all(torch.equal(after[name], x) for name, x in before.items())
+
+
+@pytest.mark.parametrize("chosen", ["eager", "sdpa"])
+@pytest.mark.parametrize("form", ["training", "auto", "simulation"])
+@pytest.mark.parametrize("family", ["deit", "swin"])
+def test_an_attention_that_asks_no_quantizers_is_refused(family, form, chosen):
+    model = trained(family) if form == "training" else set_execution(packed(family), form)
+    expected = logits(model)
+    if family == "swin" and chosen == "sdpa":
+        model.config._attn_implementation = chosen  # as transformers refuses to
+    else:
+        model.set_attn_implementation(chosen)
+    with pytest.raises(ValueError, match=f"attn_implementation='{chosen}'.*expected 'vaq'.*output_attentions"):
+        logits(model)
+    model.set_attn_implementation("vaq")
+    assert torch.equal(logits(model), expected)
+
+
+def test_attention_without_quantizers_may_be_any():
+    model = packed("deit", quantize_attention=False)
+    expected = logits(model)
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-3)

@@ -102,10 +102,21 @@ def test_step_codes_are_those_of_the_breakpoints_that_are_reached(count):
     torch.manual_seed(0)
     breakpoints = torch.randn(count).sort().values
     staircase = Staircase(breakpoints, torch.randint(0, 256, (count + 1,), dtype=torch.int32))
-    x = torch.cat([torch.randn(50_000), breakpoints, torch.tensor([-math.inf, math.inf, math.nan])])
+    x = torch.cat([torch.randn(50_000), breakpoints, torch.tensor([-math.inf, math.inf])])
     found = ops.step_codes(x, *staircase.padded())
     wanted = staircase.codes[(x[:, None] >= breakpoints).sum(1)]
     assert torch.equal(found, wanted.to(torch.uint8))
+
+
+@needs_kernels
+@pytest.mark.parametrize("place", [0, 17, 29_999])
+def test_what_makes_codes_says_whether_it_met_nan(place):
+    x = torch.randn(300, 100)
+    x.view(-1)[place] = math.nan
+    staircase = Staircase(torch.zeros(1), torch.tensor([0, 1], dtype=torch.int32))
+    assert ops.quantize(x, 0.1, None, -8, 7) is None
+    assert ops.step_codes(x, *staircase.padded()) is None
+    assert ops.layer_norm_codes(x, torch.ones(100), torch.zeros(100), 1e-6, 0.1, -8, 7) is None
 
 
 @pytest.fixture

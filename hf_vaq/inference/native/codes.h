@@ -1,7 +1,8 @@
 // Integer codes and what makes them: quantization, LayerNorm, staircases.
 //
 // Codes are bytes: a code c of a quantizer with the levels qn..qp is the unsigned byte c - qn. Every quantization is
-// round(clamp((x - offset) / scale, qn, qp)), ties to even: the operations of the float simulation in their order.
+// round(clamp((x - offset) / scale, qn, qp)), ties to even: the operations of the float simulation in their order. There
+// is no code for NaN: what makes codes says whether it met one, and its codes are then of no use.
 
 #pragma once
 
@@ -65,11 +66,17 @@ inline void store_bytes(uint8_t* out, __m512i words, int64_t count) {
     }
 }
 
-void quantize_row(const float* x, int64_t n, const Quantizer& quantizer, uint8_t* out) {
+inline __mmask16 nan_in(__m512 x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
+
+// Whether there is NaN among them.
+bool quantize_row(const float* x, int64_t n, const Quantizer& quantizer, uint8_t* out) {
+    __mmask16 nan = 0;
     for (int64_t i = 0; i < n; i += 16) {
-        const __mmask16 mask = first(n - i);
-        store_bytes(out + i, quantizer.bytes(_mm512_maskz_loadu_ps(mask, x + i)), n - i);
+        const __m512 numbers = _mm512_maskz_loadu_ps(first(n - i), x + i);
+        nan |= nan_in(numbers);
+        store_bytes(out + i, quantizer.bytes(numbers), n - i);
     }
+    return nan != 0;
 }
 
 // e^x for x <= 0: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2], accurate to about one unit in the last place.
@@ -88,13 +95,13 @@ inline __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(p, k);
 }
 
-// Byte codes of LayerNorm of a row of x.
+// Byte codes of LayerNorm of a row of x; whether it is NaN, as that of every row with NaN or infinity is.
 struct Norm {
     const float *weight, *bias;
     float epsilon;
     Quantizer quantizer;
 
-    void row(const float* x, int64_t width, uint8_t* out) const {
+    bool row(const float* x, int64_t width, uint8_t* out) const {
         __m512 sum = _mm512_setzero_ps();
         for (int64_t i = 0; i < width; i += 16)
             sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(first(width - i), x + i));
@@ -105,13 +112,15 @@ struct Norm {
             const __m512 d = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, x + i), mean);
             squares = _mm512_fmadd_ps(d, d, squares);
         }
-        const __m512 rstd = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / width + epsilon));
+        const float variance = _mm512_reduce_add_ps(squares) / width;
+        const __m512 rstd = _mm512_set1_ps(1.0f / std::sqrt(variance + epsilon));
         for (int64_t i = 0; i < width; i += 16) {
             const __mmask16 mask = first(width - i);
             __m512 y = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), mean), rstd);
             y = _mm512_fmadd_ps(y, _mm512_maskz_loadu_ps(mask, weight + i), _mm512_maskz_loadu_ps(mask, bias + i));
             store_bytes(out + i, quantizer.bytes(y), width - i);
         }
+        return std::isnan(variance);
     }
 };
 

@@ -25,33 +25,42 @@ void vaq_attention(const uint8_t* query, const uint8_t* key, const uint8_t* valu
     }
 }
 
-// Byte codes of n values with one scale.
-void vaq_quantize(const float* x, int64_t n, float scale, float offset, int has_offset, float qn, float qp, uint8_t* out,
+// Byte codes of n values with one scale; whether there is NaN among the values.
+int vaq_quantize(const float* x, int64_t n, float scale, float offset, int has_offset, float qn, float qp, uint8_t* out,
                   int threads) {
     const Quantizer quantizer{scale, offset, qn, qp, has_offset != 0};
     constexpr int64_t block = 1 << 13;
-#pragma omp parallel for num_threads(threads) schedule(static) if (n > 2 * block)
-    for (int64_t i = 0; i < n; i += block) quantize_row(x + i, std::min(block, n - i), quantizer, out + i);
+    int nan = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : nan) if (n > 2 * block)
+    for (int64_t i = 0; i < n; i += block) nan |= quantize_row(x + i, std::min(block, n - i), quantizer, out + i);
+    return nan;
 }
 
-// Byte codes of a function of n values, see Staircase.
-void vaq_step_codes(const float* x, int64_t n, const float* breakpoints, const int32_t* codes, int count, uint8_t* out,
+// Byte codes of a function of n values, see Staircase; whether there is NaN among the values.
+int vaq_step_codes(const float* x, int64_t n, const float* breakpoints, const int32_t* codes, int count, uint8_t* out,
                     int threads) {
     constexpr int64_t block = 1 << 13;
+    int nan = 0;
     Staircase{breakpoints, codes, count}.with_search([&](const auto& search) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (n > 2 * block)
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : nan) if (n > 2 * block)
         for (int64_t i = 0; i < n; i += block)
-            for (int64_t j = i; j < std::min(i + block, n); j += 16)
-                store_bytes(out + j, search(_mm512_maskz_loadu_ps(first(n - j), x + j)), n - j);
+            for (int64_t j = i; j < std::min(i + block, n); j += 16) {
+                const __m512 numbers = _mm512_maskz_loadu_ps(first(n - j), x + j);
+                nan |= nan_in(numbers);
+                store_bytes(out + j, search(numbers), n - j);
+            }
     });
+    return nan != 0;
 }
 
-// Byte codes of LayerNorm of each row of x, (rows, width).
-void vaq_layer_norm_codes(const float* x, int64_t rows, int64_t width, const float* weight, const float* bias,
+// Byte codes of LayerNorm of each row of x, (rows, width); whether one of them is NaN.
+int vaq_layer_norm_codes(const float* x, int64_t rows, int64_t width, const float* weight, const float* bias,
                           float epsilon, float scale, float qn, float qp, uint8_t* out, int threads) {
     const Norm norm{weight, bias, epsilon, {scale, 0, qn, qp, false}};
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < rows; ++r) norm.row(x + r * width, width, out + r * width);
+    int nan = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : nan)
+    for (int64_t r = 0; r < rows; ++r) nan |= norm.row(x + r * width, width, out + r * width);
+    return nan;
 }
 
 // Pack an int8 weight, (outputs, inputs), into the layout of Product, and fill its start from the zero point.
@@ -73,10 +82,12 @@ void vaq_pack_weight(const int8_t* codes, int64_t outputs, int64_t inputs, int64
         }
 }
 
-// A transformer layer over images of `tokens` tokens each: x and y are (images, tokens, width) and do not overlap.
+// A transformer layer over images of `tokens` tokens each: x and y are (images, tokens, width) and do not overlap. An
+// image with a token that is not finite becomes NaN as a whole, since all tokens attend to all.
 void vaq_layer(const Layer* layer, const Windows* windows, const float* x, float* y, int64_t images, int64_t tokens,
                int threads) {
-    LayerPass{*layer, *windows, x, y, images, tokens}.run(threads);
+    std::vector<std::atomic<bool>> nan(images);
+    LayerPass{*layer, *windows, x, y, images, tokens, nan.data()}.run(threads);
 }
 
 #ifdef VAQ_CLOCKS

@@ -4,6 +4,8 @@
 
 #pragma once
 
+#include <atomic>
+
 #include "attention.h"
 
 namespace {
@@ -48,6 +50,7 @@ struct LayerPass {
     const float* x;
     float* y;
     int64_t images, tokens;
+    std::atomic<bool>* nan;  // (images,): which hold a token that is not finite
 
     // Bytes from row to row of what passes between the products.
     int64_t codes_stride() const { return Product::padded(layer.width()); }
@@ -81,6 +84,8 @@ struct LayerPass {
             else
                 by_rows(part, rows, projected, context);
         }
+        for (int64_t image = 0; image < images; ++image)
+            if (nan[image]) std::fill_n(y + image * tokens * layer.width(), tokens * layer.width(), NAN);
     }
 
    private:
@@ -165,8 +170,8 @@ struct LayerPass {
             const int64_t from = place(row);
             if (from < 0)
                 std::memset(codes, zero[0], layer.width());
-            else
-                layer.before.row(x + from, layer.width(), codes);
+            else if (layer.before.row(x + from, layer.width(), codes))
+                nan[row / (windows.count * windows.tokens)] = true;
         }
     }
 

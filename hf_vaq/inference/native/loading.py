@@ -27,6 +27,8 @@ ARGUMENTS = {
     "vaq_pack_weight": (POINTER, LONG, LONG, LONG, INT, POINTER, POINTER),
     "vaq_layer": (POINTER, POINTER, POINTER, POINTER, LONG, LONG, INT),
 }
+FIND_NAN = ("vaq_quantize", "vaq_step_codes", "vaq_layer_norm_codes")
+"""Those that return whether they met NaN."""
 
 
 @cache
@@ -36,7 +38,9 @@ def kernels() -> ctypes.CDLL | None:
         reason: object = "this CPU has no AVX-512 VNNI instructions"
     else:
         try:
-            signatures = {name: Signature(None, arguments) for name, arguments in ARGUMENTS.items()}
+            signatures = {
+                name: Signature(INT if name in FIND_NAN else None, arguments) for name, arguments in ARGUMENTS.items()
+            }
             return load_library(SOURCE, HEADERS, FLAGS, signatures)
         except BuildError as error:
             reason = error

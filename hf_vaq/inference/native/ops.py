@@ -62,10 +62,10 @@ def attention(
     return out
 
 
-def quantize(x: Tensor, scale: float, offset: float | None, qn: int, qp: int) -> Tensor:
-    """Byte codes of contiguous float32 `x`, uint8 of its shape."""
+def quantize(x: Tensor, scale: float, offset: float | None, qn: int, qp: int) -> Tensor | None:
+    """Byte codes of contiguous float32 `x`, uint8 of its shape; None if there is NaN in it."""
     out = torch.empty_like(x, dtype=torch.uint8)
-    kernels().vaq_quantize(
+    nan = kernels().vaq_quantize(
         x.data_ptr(),
         x.numel(),
         scale,
@@ -76,14 +76,17 @@ def quantize(x: Tensor, scale: float, offset: float | None, qn: int, qp: int) ->
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    return out
+    return None if nan else out
 
 
-def step_codes(x: Tensor, breakpoints: Tensor, codes: Tensor, count: int) -> Tensor:
-    """`codes[number of breakpoints up to x]` for each value of float32 `x`; see `hf_vaq.inference.staircase`."""
+def step_codes(x: Tensor, breakpoints: Tensor, codes: Tensor, count: int) -> Tensor | None:
+    """`codes[number of breakpoints up to x]` for each value of float32 `x`; None if there is NaN among them.
+
+    See `hf_vaq.inference.staircase`.
+    """
     x = x.contiguous()
     out = torch.empty_like(x, dtype=torch.uint8)
-    kernels().vaq_step_codes(
+    nan = kernels().vaq_step_codes(
         x.data_ptr(),
         x.numel(),
         breakpoints.data_ptr(),
@@ -92,16 +95,16 @@ def step_codes(x: Tensor, breakpoints: Tensor, codes: Tensor, count: int) -> Ten
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    return out
+    return None if nan else out
 
 
 def layer_norm_codes(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, scale: float, qn: int, qp: int
-) -> Tensor:
-    """Byte codes of LayerNorm over the last dimension of contiguous float32 `x`."""
+) -> Tensor | None:
+    """Byte codes of LayerNorm over the last dimension of contiguous float32 `x`; None if there is NaN among them."""
     out = torch.empty_like(x, dtype=torch.uint8)
     width = x.shape[-1]
-    kernels().vaq_layer_norm_codes(
+    nan = kernels().vaq_layer_norm_codes(
         x.data_ptr(),
         x.numel() // width,
         width,
@@ -114,7 +117,7 @@ def layer_norm_codes(
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    return out
+    return None if nan else out
 
 
 _LIBRARY = torch.library.Library("hf_vaq", "FRAGMENT")
@@ -131,8 +134,14 @@ def _(query, key, value, mask, scales, levels, scaling, coded):
     return query.new_empty((batch, tokens, heads, dim), dtype=torch.uint8 if coded else torch.float32)
 
 
+def _compiled_step_codes(x: Tensor, breakpoints: Tensor, codes: Tensor, count: int) -> Tensor:
+    found = step_codes(x, breakpoints, codes, count)
+    # A compiled graph has no other way to go.
+    return torch.zeros_like(x, dtype=torch.uint8) if found is None else found
+
+
 _LIBRARY.define("step_codes(Tensor x, Tensor breakpoints, Tensor codes, int count) -> Tensor")
-_LIBRARY.impl("step_codes", step_codes, "CPU")
+_LIBRARY.impl("step_codes", _compiled_step_codes, "CPU")
 
 
 @torch.library.register_fake("hf_vaq::step_codes", lib=_LIBRARY)
