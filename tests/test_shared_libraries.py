@@ -66,6 +66,6 @@ def test_the_compiler_may_have_arguments(load, monkeypatch):
 
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(load, monkeypatch, tmp_path):
     monkeypatch.setattr(shared_libraries, "FLAGS", ("-no-such-flag",))
-    with pytest.raises(BuildError, match="seven.cpp: .*no-such-flag"):
+    with pytest.raises(BuildError, match=r"seven.cpp: .*no-such-flag"):
         load()
     assert list((tmp_path / "a home" / "hf_vaq").iterdir()) == []
