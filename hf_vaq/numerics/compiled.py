@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +14,17 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 _failure: str | None = None
+_plain = False
 
 
 def compilation_failure() -> str | None:
-    """Why kernels run uncompiled in this process: the message of the compiler; None as long as none has failed."""
+    """Why `torch.compile` is not used in this process: its message; None as long as it has not failed."""
     return _failure
+
+
+def runs_plain() -> bool:
+    """Whether the plain functions were asked for (`uncompiled`), in place of every kernel, native ones too."""
+    return _plain
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -55,7 +61,7 @@ class CompiledKernel:
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return self(tensors, options)
-        if _failure is not None:
+        if _plain or _failure is not None:
             return self.function(*tensors, *options)
         key = (options, *[None if t is None else (t.dtype, t.dim(), t.is_inference(), t.device.type) for t in tensors])
         variant = self._variants.get(key)
@@ -93,11 +99,11 @@ def _give_up(error: BaseException) -> None:
 
 
 @contextmanager
-def uncompiled(reason: str = "uncompiled()") -> Any:
-    """Run kernels as plain functions while the context lasts, as where there is no compiler."""
-    global _failure
-    before, _failure = _failure, reason
+def uncompiled() -> Iterator[None]:
+    """Run the plain functions while the context lasts, as where there is no compiler at all."""
+    global _plain
+    before, _plain = _plain, True
     try:
         yield
     finally:
-        _failure = before
+        _plain = before

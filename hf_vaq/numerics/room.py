@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .compiled import compilation_failure
+from .compiled import compilation_failure, runs_plain
 
 ROOM = 8192
 """Bytes more than the tensor needs: more than alignment takes (64 and a few), and little beside the tensor."""
@@ -25,7 +25,8 @@ FROM = 1 << 17
 def has_room(device: torch.device) -> bool:
     """Whether kernels should write into tensors made by `empty_with_room`."""
     # Uncompiled kernels cannot write into a given tensor without making another one first.
-    return device.type == "cpu" and compilation_failure() is None and not torch.compiler.is_compiling()
+    uncompiled = runs_plain() or compilation_failure() is not None
+    return device.type == "cpu" and not uncompiled and not torch.compiler.is_compiling()
 
 
 def empty_with_room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

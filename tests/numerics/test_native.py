@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_vaq import shared_libraries
-from hf_vaq.numerics import native
+from hf_vaq.numerics import compiled, native
 from hf_vaq.numerics.bins import bin_regularizer
 from hf_vaq.numerics.compiled import uncompiled
 from hf_vaq.numerics.fake_quantize import quantize_to_codes
@@ -210,3 +210,26 @@ def test_only_plain_weights_on_the_cpu_are_taken():
     assert not native.can_run([weight.to("meta")])
     with uncompiled():
         assert not native.can_run([weight])
+
+
+@needs_kernels
+def test_a_failure_of_torch_compile_leaves_native_kernels_as_they_are(monkeypatch):
+    monkeypatch.setattr(compiled, "_failure", "InvalidCxxCompiler")
+    assert native.can_run([torch.ones(3)])
+
+
+@needs_kernels
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="needs a CPU that knows bfloat16")
+def test_a_library_that_cannot_be_built_takes_no_other_with_it(monkeypatch):
+    build = loading.load_library
+
+    def build_all_but_gelu(source, *arguments):
+        if source.name == "gelu.cpp":
+            raise shared_libraries.BuildError("gelu.cpp: internal compiler error")
+        return build(source, *arguments)
+
+    whole = loading.kernels()
+    monkeypatch.setattr(loading, "load_library", build_all_but_gelu)
+    found = loading.kernels.__wrapped__()
+    missing = {name for name in whole._fields if getattr(whole, name) is not None and getattr(found, name) is None}
+    assert missing == {"gelu"}

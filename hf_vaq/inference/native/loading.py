@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from ...shared_libraries import BuildError, Signature, load_library
+from ...shared_libraries import BuildError, Signature, load_library, warn_without
 
 logger = logging.get_logger(__name__)
 
@@ -35,14 +35,13 @@ FIND_NAN = ("vaq_quantize", "vaq_step_codes", "vaq_layer_norm_codes")
 def kernels() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they cannot be had; everything works without them, slower."""
     if not (torch.cpu._is_avx512_supported() and torch.cpu._is_vnni_supported()):
-        reason: object = "this CPU has no AVX-512 VNNI instructions"
-    else:
-        try:
-            signatures = {
-                name: Signature(INT if name in FIND_NAN else None, arguments) for name, arguments in ARGUMENTS.items()
-            }
-            return load_library(SOURCE, HEADERS, FLAGS, signatures)
-        except BuildError as error:
-            reason = error
-    logger.info(f"integer execution without the compiled kernels: {reason}")
-    return None
+        logger.info("integer execution without the compiled kernels: this CPU has no AVX-512 VNNI instructions")
+        return None
+    try:
+        signatures = {
+            name: Signature(INT if name in FIND_NAN else None, arguments) for name, arguments in ARGUMENTS.items()
+        }
+        return load_library(SOURCE, HEADERS, FLAGS, signatures)
+    except BuildError as error:
+        warn_without(error)
+        return None

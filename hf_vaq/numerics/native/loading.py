@@ -11,12 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
-from ...shared_libraries import BuildError, Signature, load_library
-from ..compiled import compilation_failure, is_plain
-
-logger = logging.get_logger(__name__)
+from ...shared_libraries import BuildError, Signature, load_library, warn_without
+from ..compiled import is_plain, runs_plain
 
 FOLDER = Path(__file__).parent
 INSTRUCTIONS = {
@@ -99,37 +96,40 @@ def kernels() -> Kernels | None:
         flags += SEPARATE_OPERATIONS
         quantizers = load_library(FOLDER / "quantizers.cpp", ("quantizer.h",), flags, QUANTIZERS)
     except BuildError as error:
-        logger.info(f"quantizers, regularizer and oscillation tracker without the compiled kernels: {error}")
+        warn_without(error)
         return None
     return Kernels(weights, quantizers, **(_of_bfloat16(flags) if capability == "AVX512" else {}))
 
 
-def _of_bfloat16(flags: Sequence[str]) -> dict[str, ctypes.CDLL]:
+def _of_bfloat16(flags: Sequence[str]) -> dict[str, ctypes.CDLL | None]:
     """Those for processors that know bfloat16, with AMX or without; none where the compiler or the system does not."""
     if not torch.cpu._is_avx512_bf16_supported():
         return {}
     flags, halves = [*flags, *HALVES], ("bfloat16.h", "quantizer.h")
-    try:
-        gelu = load_library(FOLDER / "gelu.cpp", halves, flags, GELU)
-        if not torch.cpu._is_amx_tile_supported():
-            return {"gelu": gelu}
+    found = {"gelu": _optional("gelu", halves, flags, GELU)}
+    if torch.cpu._is_amx_tile_supported():
         flags, headers = [*flags, *TILES], ("bfloat16_tiles.h", "tiles.h", *halves)
-
-        def with_tiles(name: str) -> ctypes.CDLL:
-            return load_library(FOLDER / f"{name}.cpp", headers, flags, OF_TILES[name])
-
         with ThreadPoolExecutor() as pool:  # where they are not compiled yet it takes some time
-            found = dict(zip(OF_TILES, pool.map(with_tiles, OF_TILES), strict=True))
+            made = pool.map(lambda name: _optional(name, headers, flags, OF_TILES[name]), OF_TILES)
+            tiles = dict(zip(OF_TILES, made, strict=True))
+        # Only the library of products can ask the system for the tiles.
+        if tiles["products"] is not None and tiles["products"].vaq_request_tiles():
+            found |= tiles
+    return found
+
+
+def _optional(name: str, headers: Sequence[str], flags: Sequence[str], signatures: dict) -> ctypes.CDLL | None:
+    try:
+        return load_library(FOLDER / f"{name}.cpp", headers, flags, signatures)
     except BuildError as error:
-        logger.info(f"training without the kernels for bfloat16 and AMX: {error}")
-        return {}
-    return {"gelu": gelu, **(found if found["products"].vaq_request_tiles() else {})}
+        warn_without(error)
+        return None
 
 
 def can_run(tensors: Iterable[Tensor | None], dtype: torch.dtype = torch.float32) -> bool:
     """Whether the kernels exist, and take these tensors: contiguous, of type `dtype`, on the CPU."""
     # Whoever wants nothing compiled, or cannot compile, gets nothing compiled.
-    if torch.compiler.is_compiling() or compilation_failure() is not None:
+    if torch.compiler.is_compiling() or runs_plain():
         return False
     return all(tensor is None or _is_taken(tensor, dtype) for tensor in tensors) and kernels() is not None
 
