@@ -123,8 +123,8 @@ def _check_names(names: object) -> None:
             re.compile(f"(?:{name})")
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(
-                f"QuantConfig.modules_to_not_convert: {name[:80]!r} is no regular expression ({error}): expected names,"
-                r" name suffixes such as 'fc2', or regular expressions such as '.*\.fc2'."
+                f"QuantConfig.modules_to_not_convert: {name[:80]!r} is no regular expression ({error}): expected"
+                r" names, name suffixes such as 'fc2', or regular expressions such as '.*\.fc2'."
             ) from error
 
 

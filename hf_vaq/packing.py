@@ -39,8 +39,8 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
     A model that is wrapped for several devices, or compiled, is taken out of the wrapper.
 
     Raises:
-        ValueError: if `model` is no transformers model, is not quantized by hf_vaq, is packed already, carries adapters,
-            or holds numbers that no checkpoint may hold.
+        ValueError: if `model` is no transformers model, is not quantized by hf_vaq, is packed already, carries
+            adapters, or holds numbers that no checkpoint may hold.
         hf_vaq.nn.UncalibratedError: if its activation scales were never set.
     """
     if isinstance(model, nn.Module):

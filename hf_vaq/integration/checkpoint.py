@@ -58,7 +58,9 @@ def read_headers(files: list[str] | None) -> dict[str, Header]:
                     tensor = checkpoint.get_slice(name)
                     dtype = tensor.get_dtype()
                     found[name] = Header(str(file), tuple(tensor.get_shape()), TYPES.get(dtype, dtype))
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error}.") from error
+        except SafetensorError as error:
             raise ValueError(f"{file} is cut short or damaged ({error}): copy or download it again.") from error
     return found
 

@@ -151,8 +151,8 @@ class _Planner:
         for pattern in self.config.modules_to_not_convert or ():
             if all(should_convert_module(name, [pattern]) for name in names):
                 raise ValueError(
-                    f"QuantConfig.modules_to_not_convert: no module of {type(self.model).__name__} matches {pattern!r}."
-                    f" Modules are named like {', '.join(examples)}."
+                    f"QuantConfig.modules_to_not_convert: no module of {type(self.model).__name__} matches"
+                    f" {pattern!r}. Modules are named like {', '.join(examples)}."
                 )
         if self.unused:
             raise ValueError(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask
 from transformers.quantizers import HfQuantizer, register_quantizer
@@ -15,10 +13,8 @@ from ..config import QUANT_METHOD, QuantConfig
 from ..inference.execution import set_execution
 from ..nn import (
     ActivationQuantizer,
-    WeightQuantizer,
     activation_quantizers,
     quantizer_parameter_names,
-    weight_quantized_modules,
 )
 from ..nn.attention import quantized_attention
 from .checkpoint import check_loaded, check_packed_files, check_types, leave_out_new_pooler, read_headers

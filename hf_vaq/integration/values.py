@@ -56,7 +56,7 @@ def _check_scale(name: str, scale: Tensor, largest_code: int, dtype: torch.dtype
     if bad.numel():
         raise ValueError(
             f"{name!r} holds {bad[0].item():.4g}: expected scales from {SMALLEST:.3g} to {largest:.3g}, with which"
-            f" codes up to {largest_code} stay finite in {str(dtype).removeprefix('torch.')}; the checkpoint is damaged."
+            f" codes up to {largest_code} stay finite in {str(dtype).removeprefix('torch.')}."
         )
 
 
