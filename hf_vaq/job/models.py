@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..data.processors import check_image_processor
 from ..recipe import ModelArguments
 from .output import weights_size
 
@@ -118,7 +119,12 @@ def load_image_processor(model: str | Path, **kwargs: Any) -> Any:
         ValueError: there is none, or its preprocessor_config.json is damaged.
     """
     with _reading(model, lambda: IMAGE_PROCESSOR_NAME, "has no image processor that can be loaded"):
-        return AutoImageProcessor.from_pretrained(model, **kwargs)
+        processor = AutoImageProcessor.from_pretrained(model, **kwargs)
+        try:
+            check_image_processor(processor)
+        except ValueError as error:
+            raise ValueError(f"{IMAGE_PROCESSOR_NAME}: {error}") from error
+        return processor
 
 
 @contextmanager

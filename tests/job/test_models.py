@@ -9,11 +9,18 @@ import pytest
 import torch
 from helpers import build, images
 from safetensors.torch import load_file, save_file
-from transformers import ViTImageProcessor
+from transformers import (
+    BeitImageProcessor,
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    DeiTImageProcessor,
+    ViTImageProcessor,
+)
 
 import hf_vaq
 from hf_vaq import QuantConfig
 from hf_vaq.cli import main
+from hf_vaq.data.processors import check_image_processor
 from hf_vaq.integration import quantizer
 from hf_vaq.job.models import load_config, load_image_processor, load_model
 
@@ -128,6 +135,45 @@ def test_a_damaged_image_processor_is_named(content, folders, tmp_path):
     with pytest.raises(ValueError, match=rf"'{folder}' has no image processor that can be loaded") as error:
         load_image_processor(folder)
     assert "\n" not in str(error.value) and error.value.__cause__ is not None
+
+
+SETTINGS = {
+    "size": (
+        {"height": 0, "width": 0},
+        {"height": -3, "width": 3},
+        {"height": "x", "width": 3},
+        {"shortest_edge": 0.5},
+    ),
+    "image_std": (0, "x", [0, 0, 0], [1, 1], [1, 1, -1], [1, 1, float("nan")], [], None),
+    "image_mean": (None, [0, 0, float("inf")], [0, 0, "x"], [0, 0, True]),
+    "rescale_factor": (0, "x", None, float("nan"), -1),
+    "resample": (99, "x"),
+    "do_resize": ("x", 3),
+    "do_normalize": ([],),
+}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in SETTINGS.items() for value in values])
+def test_settings_that_make_no_pixels_are_refused_by_name_and_value(name, value, tmp_path):
+    ViTImageProcessor().save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(
+        ValueError, match=rf"'{tmp_path}' has no image processor .*preprocessor_config\.json.* {name} "
+    ):
+        load_image_processor(tmp_path)
+
+
+def test_processors_of_every_family_are_accepted():
+    for each in (
+        ViTImageProcessor(),
+        ViTImageProcessor(do_normalize=False, image_std=[0, 0, 0]),
+        DeiTImageProcessor(),
+        BeitImageProcessor(),
+        BitImageProcessor(),
+        ConvNextImageProcessor(),
+    ):
+        check_image_processor(each)
 
 
 def test_a_config_nested_too_deeply_is_an_error(folders, tmp_path):
