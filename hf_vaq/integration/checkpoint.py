@@ -98,6 +98,20 @@ def check_types(model: PreTrainedModel, headers: dict[str, Header]) -> None:
             raise ValueError(f"{header.file}: tensor {name!r} has type {found}, expected {names}.")
 
 
+def check_not_packed(headers: dict[str, Header]) -> None:
+    """Refuse codes where weights are expected, which would be random numbers.
+
+    Raises:
+        ValueError: naming the file and the first codes.
+    """
+    for name, header in headers.items():
+        if name.endswith(".weight_codes"):
+            raise ValueError(
+                f"{header.file} holds packed codes ({name!r}), and its config.json does not say so: expected"
+                " packed=true in its quantization_config, as hf_vaq.pack leaves it."
+            )
+
+
 def check_packed_files(model: PreTrainedModel, headers: dict[str, Header], files: list[str]) -> None:
     """Refuse a packed checkpoint that is not, tensor by tensor, what `model` holds: by name, shape and type.
 

@@ -17,7 +17,14 @@ from ..nn import (
     quantizer_parameter_names,
 )
 from ..nn.attention import quantized_attention
-from .checkpoint import check_loaded, check_packed_files, check_types, leave_out_new_pooler, read_headers
+from .checkpoint import (
+    check_loaded,
+    check_not_packed,
+    check_packed_files,
+    check_types,
+    leave_out_new_pooler,
+    read_headers,
+)
 from .initialization import initialize_new_quantizers, initialize_quantizers
 from .injection import inject
 from .plan import plan_quantization
@@ -58,16 +65,17 @@ class VaqQuantizer(HfQuantizer):
             )
         # What a classifier's patterns name, a bare model that is loaded from its checkpoint need not have.
         plan = plan_quantization(model, config, all_patterns=not self.pre_quantized)
-        headers = read_headers(checkpoint_files) if self.pre_quantized else {}
+        headers = read_headers(checkpoint_files)
         self._from_files = bool(checkpoint_files)
         if config.packed:
             leave_out_new_pooler(model, plan, headers)
         inject(model, plan, config)
         if config.packed and self._from_files:
             check_packed_files(model, headers, checkpoint_files)
-        elif self.pre_quantized:
+        elif not config.packed:
+            check_not_packed(headers)
             check_types(model, headers)
-        else:
+        if not self.pre_quantized:
             # A full-precision checkpoint has no scales; they are initialised below, so nothing is worth a warning.
             state = quantizer_parameter_names(model) | {
                 f"{name}.calibrated"

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..data.processors import check_image_processor
+from ..integration.checkpoint import read_headers
 from ..recipe import ModelArguments
 from .output import weights_size
 
@@ -83,8 +84,9 @@ def load_model(model: str | Path, **kwargs: Any) -> PreTrainedModel:
             f"The model {str(model)!r} cannot be loaded: its tensor {name!r} has shape {tuple(shape)}, and its"
             f" config.json asks for {tuple(expected)}."
         )
-    if found["missing_keys"]:
-        names = sorted(found["missing_keys"])
+    # Counters of batch normalization are of use to training only, and not in every checkpoint.
+    names = sorted(name for name in found["missing_keys"] if not name.endswith(".num_batches_tracked"))
+    if names:
         raise ValueError(
             f"The model {str(model)!r} cannot be loaded: its files lack {len(names)} tensors that its config.json asks"
             f" for, such as {names[0]!r}."
@@ -154,12 +156,17 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _damaged_file(model: str | Path, config: PretrainedConfig) -> str:
-    """Which file of a model transformers cannot read: its weights, if a model can be made as its config.json says."""
+    """Which file of a model transformers cannot read: weights, if a model can be made as its config.json says."""
     try:
         with torch.device("meta"):
             AutoModelForImageClassification.from_config(copy.deepcopy(config))
     except Exception:  # the one that is reported came up before
         return CONFIG_NAME
+    for file in sorted(Path(model).glob("*.safetensors")):
+        try:
+            read_headers([str(file)])
+        except ValueError:
+            return file.name
     return SAFE_WEIGHTS_INDEX_NAME if (Path(model) / SAFE_WEIGHTS_INDEX_NAME).is_file() else SAFE_WEIGHTS_NAME
 
 

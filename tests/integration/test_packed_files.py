@@ -164,6 +164,31 @@ def test_a_sound_checkpoint_loads_in_every_type_and_keeps_codes_and_scales(dtype
     assert loaded[NORM].dtype is dtype
 
 
+@pytest.mark.parametrize("form", ["training form", "full precision"])
+def test_codes_are_not_taken_for_a_model_of_another_form(form, folder):
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    if form == "training form":
+        config["quantization_config"]["packed"] = False
+    else:
+        del config["quantization_config"]
+    file.write_text(json.dumps(config))
+    arguments = {} if form == "training form" else {"quantization_config": QuantConfig()}
+    with pytest.raises(ValueError, match=r"model\.safetensors holds packed codes \('.*weight_codes'\)"):
+        load(folder, **arguments)
+
+
+def test_a_training_form_is_not_taken_for_packed(tmp_path):
+    model = hf_vaq.quantize(build(), QuantConfig(activation_bits=None))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"]["packed"] = True
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"model\.safetensors lacks the tensor '.*weight_codes'"):
+        load(tmp_path)
+
+
 def test_shards_are_checked_together(packed, tmp_path):
     packed.save_pretrained(tmp_path, max_shard_size="20KB")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]

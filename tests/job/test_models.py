@@ -101,6 +101,16 @@ def test_damaged_weights_are_named(content, folder):
         load_model(folder)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_damaged_shard_is_named(packed, folders, tmp_path):
+    load_model(folders / ("packed" if packed else "float")).save_pretrained(tmp_path, max_shard_size="10KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    shards[-1].write_bytes(shards[-1].read_bytes()[:-5])
+    with pytest.raises(ValueError, match=rf"'{tmp_path}' cannot be loaded: .*{shards[-1].name} is .*damaged"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 3}}', "{", "3"])
 def test_a_damaged_index_of_shards_is_named(content, folder):
     (folder / "model.safetensors").unlink()
