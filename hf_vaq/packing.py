@@ -15,6 +15,7 @@ from .inference.execution import set_execution
 from .integration.arguments import check_model
 from .integration.in_memory import attach
 from .integration.injection import remove_training_hooks
+from .integration.plan import forgotten_layers
 from .integration.quantizer import VaqQuantizer
 from .integration.values import check_finite, check_packed_scales
 from .nn import (
@@ -40,7 +41,7 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         ValueError: if `model` is no transformers model, is not quantized by hf_vaq, is packed already, carries
-            adapters, or holds numbers that no checkpoint may hold.
+            adapters or layers that came in after it was quantized, or holds numbers that no checkpoint may hold.
         hf_vaq.nn.UncalibratedError: if its activation scales were never set.
     """
     if isinstance(model, nn.Module):
@@ -53,6 +54,12 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
         )
     if config.packed:
         raise ValueError(f"this {type(model).__name__} is packed already.")
+    if forgotten := forgotten_layers(model, config):
+        raise ValueError(
+            f"{forgotten[0]!r} came into this {type(model).__name__} after it was quantized: it is in full precision, and"
+            " a packed checkpoint could not be loaded. For a new head load the training form with from_pretrained(...,"
+            " num_labels=..., ignore_mismatched_sizes=True), or put the layer in before hf_vaq.quantize."
+        )
     check_calibrated(model)
     # Twins entered into the memo of deepcopy take the place of the originals, whose latent weights are never copied.
     twins = {id(module): twin for module in model.modules() if (twin := _packed_twin(module)) is not None}

@@ -82,6 +82,12 @@ def plan_quantization(model: PreTrainedModel, config: QuantConfig, *, all_patter
     return planner.plan
 
 
+def forgotten_layers(model: PreTrainedModel, config: QuantConfig) -> list[str]:
+    """Names of layers of a quantized model whose weights `config` quantizes, and that are not: they came in later."""
+    planner = _Planner(model, config)
+    return [name for name in planner.layers if planner.layer_settings(name).weight_bits is not None]
+
+
 @dataclass(frozen=True)
 class _Settings:
     weight_bits: int | None
@@ -112,7 +118,7 @@ class _Planner:
     def plan_layer(self, name: str) -> None:
         """Weight of one layer, and its input unless that is shared."""
         layer = self.layers[name]
-        settings = self._settings(name, edge=families.is_edge(self.model, name))
+        settings = self.layer_settings(name)
         if settings.weight_bits is not None:
             self.plan.weights[name] = WeightSpec(settings.weight_bits, self._weight_groups(name, layer, settings))
         bits = settings.activation_bits
@@ -124,6 +130,10 @@ class _Planner:
             per_head = role == "o_proj" and settings.activation_granularity == "head"
             groups = ScaleGroups(self._heads(parent), -1) if per_head else WHOLE_TENSOR
             self.plan.inputs[name] = ActivationSpec(bits, groups, signed=not after_gelu, with_offset=after_gelu)
+
+    def layer_settings(self, name: str) -> _Settings:
+        """What the configuration says of the layer `name`."""
+        return self._settings(name, edge=families.is_edge(self.model, name))
 
     def plan_shared_input(self, name: str) -> None:
         """The input that several layers of the module `name` read."""

@@ -132,6 +132,13 @@ def test_a_new_head_of_a_packed_checkpoint_is_refused_with_the_way_out(saved, tm
         load(tmp_path, num_labels=7)
 
 
+def test_a_head_put_in_by_hand_is_not_packed(saved):
+    model = saved()
+    model.classifier = torch.nn.Linear(32, 7)
+    with pytest.raises(ValueError, match=r"'classifier' came into this ViT.* after it was quantized.*num_labels"):
+        hf_vaq.pack(model)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("name", ["classifier.weight_quantizer.log_scale", "classifier.input_quantizer.log_scale"])
 def test_scales_of_a_training_form_that_are_no_numbers_are_refused_by_name(name, bad, saved, tmp_path):
