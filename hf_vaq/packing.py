@@ -56,8 +56,8 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError(f"this {type(model).__name__} is packed already.")
     if forgotten := forgotten_layers(model, config):
         raise ValueError(
-            f"{forgotten[0]!r} came into this {type(model).__name__} after it was quantized: it is in full precision, and"
-            " a packed checkpoint could not be loaded. For a new head load the training form with from_pretrained(...,"
+            f"{forgotten[0]!r} came into this {type(model).__name__} after it was quantized: it is in full precision,"
+            " and a packed checkpoint could not be loaded. For a new head load the training form with from_pretrained(...,"
             " num_labels=..., ignore_mismatched_sizes=True), or put the layer in before hf_vaq.quantize."
         )
     check_calibrated(model)
