@@ -57,8 +57,9 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
     if forgotten := forgotten_layers(model, config):
         raise ValueError(
             f"{forgotten[0]!r} came into this {type(model).__name__} after it was quantized: it is in full precision,"
-            " and a packed checkpoint could not be loaded. For a new head load the training form with from_pretrained(...,"
-            " num_labels=..., ignore_mismatched_sizes=True), or put the layer in before hf_vaq.quantize."
+            " and a packed checkpoint could not be loaded. For a new head load the training form with"
+            " from_pretrained(..., num_labels=..., ignore_mismatched_sizes=True), or put the layer in before"
+            " hf_vaq.quantize."
         )
     check_calibrated(model)
     # Twins entered into the memo of deepcopy take the place of the originals, whose latent weights are never copied.
