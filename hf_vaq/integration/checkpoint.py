@@ -81,7 +81,7 @@ def check_types(model: PreTrainedModel, headers: dict[str, Header]) -> None:
     """Refuse a checkpoint with tensors of a type that the model cannot hold, which would be converted silently.
 
     Codes, buffers of integers, and scales of a packed model must have the very type that was saved, or a wider one;
-    everything else any floating-point type: `model.half().save_pretrained(folder)` is a sound checkpoint.
+    everything else any floating-point type: LayerNorms in half precision are sound.
 
     Raises:
         ValueError: naming file, tensor, its type and those accepted.
@@ -134,8 +134,11 @@ def check_packed_files(model: PreTrainedModel, headers: dict[str, Header], files
                 f"packed checkpoint {where} lacks the tensor {name!r}, which its config.json asks for"
                 " (a packed model takes no new layers: load the training form for that)."
             )
+    names: dict[str, str] = {}
     for name, place in places.items():
         header = headers[name]
+        if place is not None and names.setdefault(place, name) != name:
+            raise ValueError(f"packed checkpoint {where} holds one tensor twice, as {names[place]!r} and {name!r}.")
         if place is None:
             if not _may_be_unused(model, name, headers):
                 raise ValueError(

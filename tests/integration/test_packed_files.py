@@ -110,6 +110,12 @@ def test_a_tensor_that_the_model_has_no_place_for_is_named(folder):
         load(folder)
 
 
+def test_one_tensor_under_two_names_is_refused(folder):
+    edit(folder / "model.safetensors", lambda tensors: tensors.update({"layernorm.weight": torch.ones(32)}))
+    with pytest.raises(ValueError, match=r"twice, as '(vit\.)?layernorm\.weight' and '(vit\.)?layernorm\.weight'"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     "change",
     [
