@@ -62,10 +62,10 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
             " hf_vaq.quantize."
         )
     check_calibrated(model)
+    check_finite(model)  # a weight that is no number has no code
     # Twins entered into the memo of deepcopy take the place of the originals, whose latent weights are never copied.
     twins = {id(module): twin for module in model.modules() if (twin := _packed_twin(module)) is not None}
     packed = copy.deepcopy(model, twins)
-    check_finite(packed)
     check_packed_scales(packed)
     remove_training_hooks(packed)
     config = copy.deepcopy(config)

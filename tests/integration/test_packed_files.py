@@ -254,6 +254,15 @@ def test_a_new_pooler_stays_in_floating_point_and_is_found_again(folder, tmp_pat
     assert not torch.equal(ViTModel.from_pretrained(folder).pooler.dense.weight, bare.pooler.dense.weight)
 
 
+@pytest.mark.parametrize("name", ["vit.layers.0.mlp.fc1.weight", "vit.layernorm.bias"])
+def test_a_model_that_holds_nan_is_not_packed(name):
+    model = hf_vaq.quantize(build(), QuantConfig(activation_bits=None))
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[3] = float("nan")
+    with pytest.raises(ValueError, match=f"'{name}' holds 1 NaN or infinite"):
+        hf_vaq.pack(model)
+
+
 def test_a_model_whose_scales_could_not_be_loaded_again_is_not_packed():
     torch.manual_seed(0)
     model = ViTForImageClassification(ViTConfig(**build().config.to_diff_dict()))
