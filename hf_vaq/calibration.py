@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .integration.arguments import check_module
 from .nn import ActivationQuantizer, ActivationStatistics, UncalibratedError, activation_quantizers
 
 
@@ -50,9 +51,13 @@ def calibrate(model: nn.Module, dataloader: Iterable[Any], max_batches: int | No
     Raises:
         ValueError: if the model has no activation quantizers, there is no batch, or activations are not finite.
     """
+    check_module(model, "calibrate")
     quantizers = dict(activation_quantizers(model))
     if not quantizers:
-        raise ValueError(f"{type(model).__name__} has no activation quantizers in training form to calibrate.")
+        raise ValueError(
+            f"{type(model).__name__} has no activation quantizers in training form to calibrate: it is in full"
+            " precision, packed, or quantized with activation_bits=None."
+        )
     if max_batches is not None and max_batches < 1:
         raise ValueError(f"max_batches={max_batches}: expected at least 1.")
     device = next(model.parameters()).device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +118,14 @@ def _check_choice(name: str, value: object, where: str) -> None:
 def _check_names(names: object) -> None:
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"QuantConfig.modules_to_not_convert={names!r}: expected a list of strings, or None.")
+    for name in names or ():
+        try:
+            re.compile(f"(?:{name})")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(
+                f"QuantConfig.modules_to_not_convert: {name[:80]!r} is no regular expression ({error}): expected"
+                r" names, name suffixes such as 'fc2', or regular expressions such as '.*\.fc2'."
+            ) from error
 
 
 def _check_overrides(overrides: object) -> None:
@@ -128,6 +137,8 @@ def _check_overrides(overrides: object) -> None:
         )
     for pattern, fields in overrides.items():
         where = f"QuantConfig.module_overrides[{pattern!r}]"
+        if not isinstance(pattern, str):
+            raise ValueError(f"{where}: expected a shell-style pattern of module names, such as '*.fc2'.")
         if not isinstance(fields, dict) or not fields or set(fields) - set(OVERRIDABLE):
             raise ValueError(
                 f"{where}={fields!r}: expected a mapping with some of the fields {', '.join(OVERRIDABLE)}."

@@ -12,9 +12,12 @@ from transformers import PreTrainedModel
 from .calibration import check_calibrated
 from .config import QuantConfig
 from .inference.execution import set_execution
+from .integration.arguments import check_model
 from .integration.in_memory import attach
 from .integration.injection import remove_training_hooks
+from .integration.plan import forgotten_layers
 from .integration.quantizer import VaqQuantizer
+from .integration.values import check_finite, check_packed_scales
 from .nn import (
     ActivationQuantizer,
     PackedActivationQuantizer,
@@ -34,11 +37,16 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
     trained. As after loading, it computes in integer arithmetic where the device supports it; after
     `hf_vaq.inference.set_execution(packed, "simulation")` its logits are those of `model` to the last bit.
 
+    A model that is wrapped for several devices, or compiled, is taken out of the wrapper.
+
     Raises:
-        ValueError: if `model` is not quantized by hf_vaq, or is packed already.
+        ValueError: if `model` is no transformers model, is not quantized by hf_vaq, is packed already, carries
+            adapters or layers that came in after it was quantized, or holds numbers that no checkpoint may hold.
         hf_vaq.nn.UncalibratedError: if its activation scales were never set.
     """
-    model = extract_model_from_parallel(model)
+    if isinstance(model, nn.Module):
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
+    check_model(model, "pack")
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, QuantConfig):
         raise ValueError(
@@ -46,10 +54,19 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
         )
     if config.packed:
         raise ValueError(f"this {type(model).__name__} is packed already.")
+    if forgotten := forgotten_layers(model, config):
+        raise ValueError(
+            f"{forgotten[0]!r} came into this {type(model).__name__} after it was quantized: it is in full precision,"
+            " and a packed checkpoint could not be loaded. For a new head load the training form with"
+            " from_pretrained(..., num_labels=..., ignore_mismatched_sizes=True), or put the layer in before"
+            " hf_vaq.quantize."
+        )
     check_calibrated(model)
+    check_finite(model)  # a weight that is no number has no code
     # Twins entered into the memo of deepcopy take the place of the originals, whose latent weights are never copied.
     twins = {id(module): twin for module in model.modules() if (twin := _packed_twin(module)) is not None}
     packed = copy.deepcopy(model, twins)
+    check_packed_scales(packed)
     remove_training_hooks(packed)
     config = copy.deepcopy(config)
     config.packed = True

@@ -45,3 +45,21 @@ def test_a_configuration_of_a_newer_format_is_refused_with_both_versions():
 def test_a_field_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match=r"unknown fields \['weight_bit'\]"):
         QuantConfig.from_dict({"weight_bit": 4})
+
+
+@pytest.mark.parametrize("pattern", ["*.fc2", "*", "(fc2", "fc[1", "fc2\\", "a{99999999999}", "(?P<x>a)(?P<x>b)"])
+def test_a_pattern_that_is_no_regular_expression_is_refused_by_field_and_pattern(pattern):
+    with pytest.raises(ValueError, match=r"QuantConfig\.modules_to_not_convert: .* is no regular expression") as error:
+        QuantConfig(modules_to_not_convert=["classifier", pattern])
+    assert repr(pattern) in str(error.value)
+
+
+def test_a_pattern_nested_too_deeply_is_refused_in_one_short_line():
+    with pytest.raises(ValueError, match="is no regular expression") as error:
+        QuantConfig(modules_to_not_convert=["(" * 5000 + "a" + ")" * 5000])
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+def test_a_pattern_of_an_override_is_a_string():
+    with pytest.raises(ValueError, match=r"module_overrides\[3\]: expected a shell-style pattern"):
+        QuantConfig(module_overrides={3: {"weight_bits": 4}})

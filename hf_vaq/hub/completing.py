@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from ..config import QUANT_METHOD, QuantConfig
 from ..files import whole_file
+from ..job.models import load_config
 from . import layout
 from .card import model_card
 from .facts import CardFacts, Figure
@@ -80,7 +81,7 @@ def read_packed_config(folder: Path) -> tuple[PretrainedConfig, QuantConfig]:
     quantization = read_quantization(folder)
     if not quantization.packed:
         raise ValueError(f"{str(folder)!r} holds a model in training form; accepted: a packed one, see hf_vaq.pack.")
-    return AutoConfig.from_pretrained(folder), quantization
+    return load_config(folder), quantization
 
 
 def read_quantization(folder: Path) -> QuantConfig:
@@ -91,7 +92,10 @@ def read_quantization(folder: Path) -> QuantConfig:
     """
     if not (folder / layout.CONFIG).is_file():
         raise ValueError(f"{str(folder)!r} holds no model: it has no {layout.CONFIG}.")
-    fields = read_json(folder / layout.CONFIG).get("quantization_config")
+    content = read_json(folder / layout.CONFIG)
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(folder / layout.CONFIG)!r} holds a {type(content).__name__}: expected a mapping.")
+    fields = content.get("quantization_config")
     method = fields.get("quant_method") if isinstance(fields, dict) else None
     if method != QUANT_METHOD:
         what = "in full precision" if fields is None else f"quantized by {method!r}"
@@ -99,7 +103,10 @@ def read_quantization(folder: Path) -> QuantConfig:
             f"the model in {str(folder)!r} is {what}; accepted: one that hf_vaq quantized ('hf-vaq train RECIPE', or"
             " hf_vaq.quantize and VaqTrainer)."
         )
-    return QuantConfig.from_dict(fields)
+    try:
+        return QuantConfig.from_dict(fields)
+    except ValueError as error:
+        raise ValueError(f"{str(folder / layout.CONFIG)!r}: {error}") from error
 
 
 def _facts(folder: Path, config: PretrainedConfig, quantization: QuantConfig, options: CardOptions) -> CardFacts:

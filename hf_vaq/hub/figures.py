@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoModelForImageClassification
 from transformers.utils import logging
 
+from ..job.models import load_model
 from ..training.oscillation_record import RECORD_FOLDER, RECORD_METADATA
 
 logger = logging.get_logger(__name__)
@@ -59,7 +59,7 @@ def draw_figures(run: Path, trained: Path, folder: Path) -> list[str]:
         drawn["oscillation_shares"] = render(lambda theme: draw_shares(oscillation, theme), LIGHT)
         drawn["oscillation_distances"] = render(lambda theme: draw_distances(oscillation, theme), LIGHT)
     if (trained / "config.json").is_file():
-        model = AutoModelForImageClassification.from_pretrained(trained)
+        model = load_model(trained)
         variation = analyze_variation({run.resolve().name: model})
         drawn["variation_weights"] = render(lambda theme: draw_modules(variation, theme, WEIGHT), LIGHT)
     if drawn:

@@ -147,8 +147,12 @@ def _is_published_by_us(api: HfApi, target: Target, files: frozenset[str], revis
     if layout.CONFIG not in files:
         return False
     path = api.hf_hub_download(target.repo_id, layout.CONFIG, revision=revision)
-    quantization = json.loads(Path(path).read_text(encoding="utf-8")).get("quantization_config") or {}
-    return quantization.get("quant_method") == QUANT_METHOD
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return False  # whatever it is, we did not write it
+    quantization = content.get("quantization_config") if isinstance(content, dict) else None
+    return isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
 
 
 def publish_folder(

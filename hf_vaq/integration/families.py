@@ -72,6 +72,13 @@ def is_edge(model: PreTrainedModel, name: str) -> bool:
     return bool(model.base_model_prefix) and not name.startswith(f"{model.base_model_prefix}.")
 
 
+def is_head(model: PreTrainedModel, name: str) -> bool:
+    """Whether the parameter `name` comes after the encoder: in a head, or in the pooler of a model without one."""
+    if model.base_model is model:
+        return name.startswith("pooler.")
+    return not name.startswith(f"{model.base_model_prefix}.")
+
+
 def is_patch_embedding(name: str) -> bool:
     """Whether the convolution `name` cuts the image into patches: the first layer."""
     return name.endswith("patch_embeddings.projection")

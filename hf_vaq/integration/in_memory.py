@@ -5,11 +5,13 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from ..config import QuantConfig
-from .checkpoint import check_finite
+from .arguments import check_model
+from .initialization import initialize_quantizers
 from .injection import inject
 from .plan import plan_quantization
 from .publishing import publish_with_card
-from .quantizer import VaqQuantizer, initialize_quantizers, keep_parameter_names, require_import, set_attention
+from .quantizer import VaqQuantizer, keep_parameter_names, require_import, set_attention
+from .values import check_finite
 
 
 def quantize(model: PreTrainedModel, config: QuantConfig) -> PreTrainedModel:
@@ -26,9 +28,12 @@ def quantize(model: PreTrainedModel, config: QuantConfig) -> PreTrainedModel:
         The same model.
 
     Raises:
-        ValueError: if the model is quantized already, holds NaN or infinite weights, or does not fit `config`. The
-            model is then unchanged.
+        ValueError: if the model is no transformers model, is quantized already, holds NaN or infinite weights, or does
+            not fit `config`. The model is then unchanged.
     """
+    check_model(model, "quantize")
+    if not isinstance(config, QuantConfig):
+        raise ValueError(f"config={config!r}: expected a hf_vaq.QuantConfig.")
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError(
             f"this {type(model).__name__} is quantized already ({model.hf_quantizer.quantization_config})."

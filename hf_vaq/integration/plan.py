@@ -52,12 +52,17 @@ class Plan:
     attention: dict[str, dict[str, ActivationSpec]] = field(default_factory=dict)
 
 
-def plan_quantization(model: PreTrainedModel, config: QuantConfig) -> Plan:
+def plan_quantization(model: PreTrainedModel, config: QuantConfig, *, all_patterns: bool = True) -> Plan:
     """Decide for every layer of `model` what `config` means for it.
 
+    Args:
+        model: of a supported architecture, in full precision.
+        config: what to quantize.
+        all_patterns: whether each pattern of `config` must match something.
+
     Raises:
-        ValueError: if the architecture is not supported, an override matches nothing or contradicts another, heads do
-            not divide a layer, or nothing at all would be quantized.
+        ValueError: if the architecture is not supported, a pattern matches nothing, an override contradicts another,
+            heads do not divide a layer, or nothing at all would be quantized.
     """
     families.check_supported(model, config.quantize_attention)
     planner = _Planner(model, config)
@@ -67,13 +72,20 @@ def plan_quantization(model: PreTrainedModel, config: QuantConfig) -> Plan:
         planner.plan_shared_input(name)
     for name in planner.attentions:
         planner.plan_attention(name)
-    planner.check_overrides_used()
+    if all_patterns:
+        planner.check_patterns_used()
     if not (planner.plan.weights or planner.plan.inputs or planner.plan.shared_inputs):
         raise ValueError(
             f"nothing in {type(model).__name__} would be quantized with weight_bits={config.weight_bits},"
             f" activation_bits={config.activation_bits}, modules_to_not_convert={config.modules_to_not_convert}."
         )
     return planner.plan
+
+
+def forgotten_layers(model: PreTrainedModel, config: QuantConfig) -> list[str]:
+    """Names of layers of a quantized model whose weights `config` quantizes, and that are not: they came in later."""
+    planner = _Planner(model, config)
+    return [name for name in planner.layers if planner.layer_settings(name).weight_bits is not None]
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ class _Planner:
     def plan_layer(self, name: str) -> None:
         """Weight of one layer, and its input unless that is shared."""
         layer = self.layers[name]
-        settings = self._settings(name, edge=families.is_edge(self.model, name))
+        settings = self.layer_settings(name)
         if settings.weight_bits is not None:
             self.plan.weights[name] = WeightSpec(settings.weight_bits, self._weight_groups(name, layer, settings))
         bits = settings.activation_bits
@@ -118,6 +130,10 @@ class _Planner:
             per_head = role == "o_proj" and settings.activation_granularity == "head"
             groups = ScaleGroups(self._heads(parent), -1) if per_head else WHOLE_TENSOR
             self.plan.inputs[name] = ActivationSpec(bits, groups, signed=not after_gelu, with_offset=after_gelu)
+
+    def layer_settings(self, name: str) -> _Settings:
+        """What the configuration says of the layer `name`."""
+        return self._settings(name, edge=families.is_edge(self.model, name))
 
     def plan_shared_input(self, name: str) -> None:
         """The input that several layers of the module `name` read."""
@@ -138,10 +154,17 @@ class _Planner:
         if specs:
             self.plan.attention[name] = specs
 
-    def check_overrides_used(self) -> None:
-        """Refuse override patterns that matched nothing."""
+    def check_patterns_used(self) -> None:
+        """Refuse patterns that matched nothing."""
+        examples = [*list(self.layers)[:3], *list(self.attentions)[:1]]
+        names = [name for name, _ in self.model.named_modules() if name]
+        for pattern in self.config.modules_to_not_convert or ():
+            if all(should_convert_module(name, [pattern]) for name in names):
+                raise ValueError(
+                    f"QuantConfig.modules_to_not_convert: no module of {type(self.model).__name__} matches"
+                    f" {pattern!r}. Modules are named like {', '.join(examples)}."
+                )
         if self.unused:
-            examples = [*list(self.layers)[:3], *list(self.attentions)[:1]]
             raise ValueError(
                 f"QuantConfig.module_overrides: no quantized module of {type(self.model).__name__} matches"
                 f" {', '.join(map(repr, sorted(self.unused)))}. Modules are named like {', '.join(examples)};"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask
 from transformers.quantizers import HfQuantizer, register_quantizer
@@ -15,16 +13,23 @@ from ..config import QUANT_METHOD, QuantConfig
 from ..inference.execution import set_execution
 from ..nn import (
     ActivationQuantizer,
-    WeightQuantizer,
     activation_quantizers,
     quantizer_parameter_names,
-    weight_quantized_modules,
 )
 from ..nn.attention import quantized_attention
-from .checkpoint import check_finite, check_packed_files, leave_out_new_pooler
+from .checkpoint import (
+    check_loaded,
+    check_not_packed,
+    check_packed_files,
+    check_types,
+    leave_out_new_pooler,
+    read_headers,
+)
+from .initialization import initialize_new_quantizers, initialize_quantizers
 from .injection import inject
 from .plan import plan_quantization
 from .publishing import publish_with_card
+from .values import check_finite, check_packed_scales
 
 ATTENTION = QUANT_METHOD
 MISSING_PACKAGE = "vaq: needs 'import hf_vaq' (pip install hf-vaq)"
@@ -58,13 +63,19 @@ class VaqQuantizer(HfQuantizer):
                 "QuantConfig.packed=True describes a checkpoint that holds packed codes; to quantize a full-precision"
                 " checkpoint, load it with packed=False and call hf_vaq.pack(model) when it is trained."
             )
-        plan = plan_quantization(model, config)
+        # What a classifier's patterns name, a bare model that is loaded from its checkpoint need not have.
+        plan = plan_quantization(model, config, all_patterns=not self.pre_quantized)
+        headers = read_headers(checkpoint_files)
+        self._from_files = bool(checkpoint_files)
         if config.packed:
-            leave_out_new_pooler(model, plan, checkpoint_files)
+            leave_out_new_pooler(model, plan, headers)
         inject(model, plan, config)
-        if config.packed:
-            check_packed_files(model, checkpoint_files)
-        elif not self.pre_quantized:
+        if config.packed and self._from_files:
+            check_packed_files(model, headers, checkpoint_files)
+        elif not config.packed:
+            check_not_packed(headers)
+            check_types(model, headers)
+        if not self.pre_quantized:
             # A full-precision checkpoint has no scales; they are initialised below, so nothing is worth a warning.
             state = quantizer_parameter_names(model) | {
                 f"{name}.calibrated"
@@ -76,14 +87,21 @@ class VaqQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        packed = self.quantization_config.packed
         if not self.pre_quantized:
             initialize_quantizers(model)
+        elif not packed:
+            initialize_new_quantizers(model)
         check_finite(model)
+        if packed:
+            if not self._from_files:
+                check_loaded(model)
+            check_packed_scales(model)
         for _, quantizer in activation_quantizers(model):
             quantizer.is_calibrated()  # it remembers: a compiled model could not look at the buffer
         keep_parameter_names(model)
         require_import(model.config)
-        if self.quantization_config.packed:
+        if packed:
             set_execution(model, "auto")
             publish_with_card(model)
         return model
@@ -122,23 +140,6 @@ def require_import(model_config: PretrainedConfig) -> None:
     """Make loading what `model_config` is saved with fail, and say why, where this package is not imported."""
     # A plain attribute: it is saved, while the property `_attn_implementation`, which is in force, is not.
     model_config.attn_implementation = MISSING_PACKAGE
-
-
-@torch.no_grad()
-def initialize_quantizers(model: nn.Module) -> None:
-    """Set weight scales from the weights, and leave activation quantizers waiting for calibration.
-
-    Tensors that are in no checkpoint arrive uninitialised, so every one of them is written here.
-    """
-    for module in model.modules():
-        if isinstance(module, ActivationQuantizer):
-            module.log_scale.zero_()
-            module.calibrated.fill_(False)
-            if module.offset is not None:
-                module.offset.zero_()
-    for _, layer in weight_quantized_modules(model):
-        quantizer: WeightQuantizer = layer.weight_quantizer
-        quantizer.initialize(layer.weight)
 
 
 def keep_parameter_names(model: PreTrainedModel) -> None:

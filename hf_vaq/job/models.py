@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import logging
 import tempfile
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -17,9 +22,14 @@ from transformers import (
     PreTrainedModel,
     ViTImageProcessor,
 )
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..data.processors import check_image_processor
+from ..integration.checkpoint import read_headers
 from ..recipe import ModelArguments
 from .output import weights_size
+
+logger = logging.getLogger(__name__)
 
 
 def new_model_config(model_config: dict[str, Any], label_names: Sequence[str]) -> PretrainedConfig:
@@ -57,41 +67,120 @@ def new_image_processor(config: PretrainedConfig, arguments: ModelArguments) -> 
 
 
 def load_model(model: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """Load an image-classification model from the Hub or a folder, in evaluation mode.
+    """Load an image-classification model from the Hub or a folder, in evaluation mode, with all of its weights.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, its files are damaged, or its weights are not those that config.json asks
+            for.
     """
-    try:
-        return AutoModelForImageClassification.from_pretrained(model, **kwargs).eval()
-    except OSError as error:
-        raise ValueError(f"The model {str(model)!r} cannot be loaded: {_first_sentence(error)}") from error
+    config = load_config(model, **{name: value for name, value in kwargs.items() if name == "revision"})
+    with _reading(model, lambda: _damaged_file(model, config)), _without_report():
+        loaded, found = AutoModelForImageClassification.from_pretrained(
+            model, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+    # transformers fills both with random numbers.
+    for name, shape, expected in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"The model {str(model)!r} cannot be loaded: its tensor {name!r} has shape {tuple(shape)}, and its"
+            f" config.json asks for {tuple(expected)}."
+        )
+    # Counters of batch normalization are of use to training only, and not in every checkpoint.
+    names = sorted(name for name in found["missing_keys"] if not name.endswith(".num_batches_tracked"))
+    if names:
+        raise ValueError(
+            f"The model {str(model)!r} cannot be loaded: its files lack {len(names)} tensors that its config.json asks"
+            f" for, such as {names[0]!r}."
+        )
+    if found["unexpected_keys"]:
+        names = sorted(found["unexpected_keys"])
+        logger.warning(f"{model}: {len(names)} tensors are not used, such as {names[0]!r}")
+    return loaded.eval()
 
 
 def load_config(model: str | Path, **kwargs: Any) -> PretrainedConfig:
     """Load the configuration of a model from the Hub or a folder.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, or its config.json is damaged.
     """
-    try:
-        return AutoConfig.from_pretrained(model, **kwargs)
-    except OSError as error:
-        raise ValueError(f"The model {str(model)!r} cannot be loaded: {_first_sentence(error)}") from error
+    with _reading(model, lambda: CONFIG_NAME):
+        config = AutoConfig.from_pretrained(model, **kwargs)
+    classes = config.architectures
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError(
+            f"The model {str(model)!r} cannot be loaded: architectures in its {CONFIG_NAME} is {classes!r}, expected a"
+            " list of names."
+        )
+    return config
 
 
 def load_image_processor(model: str | Path, **kwargs: Any) -> Any:
     """Load the image processor that belongs to a model.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or its preprocessor_config.json is damaged.
+    """
+    with _reading(model, lambda: IMAGE_PROCESSOR_NAME, "has no image processor that can be loaded"):
+        processor = AutoImageProcessor.from_pretrained(model, **kwargs)
+        try:
+            check_image_processor(processor)
+        except ValueError as error:
+            raise ValueError(f"{IMAGE_PROCESSOR_NAME}: {error}") from error
+        return processor
+
+
+@contextmanager
+def _reading(model: str | Path, damaged_file: Callable[[], str], problem: str = "cannot be loaded") -> Iterator[None]:
+    """Say of whatever transformers raises when it reads a model which model, which file, and why.
+
+    What goes wrong in this package's own code, other than by `ValueError`, is a fault of it and stays what it is.
     """
     try:
-        return AutoImageProcessor.from_pretrained(model, **kwargs)
+        yield
     except OSError as error:
-        raise ValueError(
-            f"The model {str(model)!r} has no image processor (preprocessor_config.json): {_first_sentence(error)}"
-        ) from error
+        raise ValueError(f"The model {str(model)!r} {problem}: {_first_sentence(error)}") from error
+    except Exception as error:
+        if isinstance(error, ValueError) and _is_ours(error):
+            raise ValueError(f"The model {str(model)!r} {problem}: {error}") from error
+        if _is_ours(error):
+            raise
+        reason = f"{type(error).__name__}: {_first_sentence(error)}"
+        raise ValueError(f"The model {str(model)!r} {problem}: {damaged_file()} is damaged ({reason})") from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether `error` came up in a module of this package, not in a library that reads the files."""
+    package = str(Path(__file__).parents[1])
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return any(file.startswith(package) and file != __file__ for file in files)
+
+
+def _damaged_file(model: str | Path, config: PretrainedConfig) -> str:
+    """Which file of a model transformers cannot read: weights, if a model can be made as its config.json says."""
+    try:
+        with torch.device("meta"):
+            AutoModelForImageClassification.from_config(copy.deepcopy(config))
+    except Exception:  # the one that is reported came up before
+        return CONFIG_NAME
+    for file in sorted(Path(model).glob("*.safetensors")):
+        try:
+            read_headers([str(file)])
+        except ValueError:
+            return file.name
+    return SAFE_WEIGHTS_INDEX_NAME if (Path(model) / SAFE_WEIGHTS_INDEX_NAME).is_file() else SAFE_WEIGHTS_NAME
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Without what is logged of tensors that do not fit, a table: here that is an error of one line."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("transformers", "hf_vaq"))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def saved_size(model: PreTrainedModel) -> int:

@@ -33,8 +33,10 @@ def set_fusion(model: nn.Module, enabled: bool | None = None) -> bool:
         What was chosen.
 
     Raises:
-        ValueError: if `enabled` is something else.
+        ValueError: if `enabled` is something else, or `model` no module.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"hf_vaq.set_fusion(model): expected a quantized model, got {type(model).__name__}.")
     if enabled is not None and not isinstance(enabled, bool):
         raise ValueError(f"enabled={enabled!r}: expected True, False, or None (by the size of the model).")
     modules = [module for module in model.modules() if hasattr(module, "fused")]

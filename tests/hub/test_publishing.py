@@ -228,6 +228,20 @@ def test_a_full_precision_model_in_the_repository_is_something_else(client, hub,
     assert "something else than a model of hf_vaq" in push_fails(client, models.packed, "tester/float")
 
 
+@pytest.mark.parametrize(
+    "number, content", enumerate(["[1]", "null", '{"quantization_config": "vaq"}', '{"quant', "[" * 9999])
+)
+def test_a_damaged_config_in_the_repository_is_something_else(number, content, client, hub, models):
+    client.run(
+        "from huggingface_hub import HfApi; api = HfApi(); api.create_repo(repo);"
+        "api.upload_file(path_or_fileobj=content.encode(), path_in_repo='config.json', repo_id=repo)",
+        repo=f"tester/damaged{number}",
+        content=content,
+    )
+    line = push_fails(client, models.packed, f"tester/damaged{number}")
+    assert "something else than a model of hf_vaq (such as 'config.json')" in line
+
+
 def test_the_name_of_a_data_set_is_refused(client, hub, models):
     client.run("from huggingface_hub import create_repo; create_repo('tester/pictures', repo_type='dataset')")
     assert "is the name of a dataset" in push_fails(client, models.packed, "tester/pictures")

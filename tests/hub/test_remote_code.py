@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import FAMILIES, build, images
 from hub_client_helpers import Client, ClientError, environment
+from safetensors.torch import load_file, save_file
 
 import hf_vaq
 from hf_vaq import QuantConfig
@@ -86,3 +87,55 @@ def test_a_format_that_the_file_does_not_know_and_the_training_form_are_refused(
         (tmp_path / "config.json").write_text(json.dumps(fields))
         with pytest.raises(ClientError, match=words):
             foreign.run(LOAD, folder=str(tmp_path), pixels=[])
+
+
+NAME = "vit.layers.0.mlp.fc1"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({f"{NAME}.weight_scale": 0.0}, f"the scale of '{NAME}' is not positive"),
+        ({f"{NAME}.weight_scale": -1.0}, f"the scale of '{NAME}' is not positive"),
+        ({f"{NAME}.input_quantizer.scale": 1e-45}, f"the scale of '{NAME}.input_quantizer' is not positive"),
+        ({f"{NAME}.weight_scale": 3e38}, f"the scale of '{NAME}' is not positive and finite"),
+        ({"vit.layernorm.weight": float("nan")}, "'vit.layernorm.weight' holds NaN"),
+        ({"vit.layernorm.weight": None}, "lacks 'vit.layernorm.weight'"),
+        ({f"{NAME}.weight_codes": None}, f"lacks '{NAME}.weight_codes'"),
+        ({f"{NAME}.weight_codes": torch.int8}, f"'{NAME}.weight_codes' has shape .* type I8, expected .*U8"),
+        ({f"{NAME}.weight_scale": torch.float16}, f"'{NAME}.weight_scale' has .* type F16, expected .*F32 or F64"),
+        ({"vit.layernorm.weight": torch.float8_e4m3fn}, "'vit.layernorm.weight' has .* type F8_E4M3"),
+        (
+            {"quantization_config": {"edge_bits": None}},
+            "'classifier.input_quantizer.scale', for which its config.json",
+        ),
+        ({"quantization_config": {"weight_bits": 3}}, r"shape \[512\] and type U8, expected \[384\]"),
+    ],
+)
+def test_what_is_not_whole_or_not_sane_is_refused_by_name(change, words, foreign, tmp_path):
+    packed("vit", {"weight_bits": 4, "activation_bits": 4}, tmp_path)
+    tensors, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
+    for name, value in change.items():
+        if name == "quantization_config":
+            config[name] |= value
+        elif value is None:
+            del tensors[name]
+        elif isinstance(value, float):
+            tensors[name].fill_(value)
+        else:
+            tensors[name] = tensors[name].to(value)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ClientError, match=words):
+        foreign.run(LOAD, folder=str(tmp_path), pixels=[])
+
+
+def test_half_precision_files_of_other_tensors_and_bare_models_load(foreign, tmp_path):
+    packed("vit", {"weight_bits": 4, "activation_bits": 4}, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["vit.layernorm.weight"] = tensors["vit.layernorm.weight"].half()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    code = LOAD.replace("AutoModelForImageClassification", "AutoModel")
+    code = code.replace("not any(report.values())", "not report['mismatched_keys']").replace(".logits", "[0]")
+    for each in (LOAD, code):
+        assert np.isfinite(foreign.run(each, folder=str(tmp_path), pixels=images(1).tolist())).all()

@@ -1,8 +1,15 @@
 import pytest
 import torch
 from helpers import FAMILIES, build
-from transformers import ResNetConfig, ResNetForImageClassification, ViTMSNConfig, ViTMSNForImageClassification
+from transformers import (
+    AutoModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTMSNConfig,
+    ViTMSNForImageClassification,
+)
 
+import hf_vaq
 from hf_vaq import QuantConfig
 from hf_vaq.integration.plan import plan_quantization
 from hf_vaq.numerics.groups import ScaleGroups
@@ -132,6 +139,23 @@ def test_overrides_set_bits_and_granularity_by_pattern_and_the_later_wins():
 def test_an_override_that_matches_nothing_is_refused_with_examples():
     with pytest.raises(ValueError, match=r"'\*\.query_proj'.*named like vit\.embeddings"):
         plan_quantization(build(), QuantConfig(module_overrides={"*.query_proj": {"weight_bits": 3}}))
+
+
+@pytest.mark.parametrize("pattern", ["fc3", "classifer", r"vit\.layers\.7"])
+def test_a_module_to_leave_alone_that_does_not_exist_is_refused_with_examples(pattern):
+    config = QuantConfig(modules_to_not_convert=["fc2", pattern])
+    with pytest.raises(
+        ValueError, match=r"modules_to_not_convert: no module of ViTFor.* matches .*named like vit\.emb"
+    ):
+        plan_quantization(build(), config)
+    assert "vit.layers.0.mlp.fc2" not in plan_quantization(build(), config, all_patterns=False).weights
+
+
+def test_a_pattern_of_a_head_does_not_keep_the_bare_model_from_loading(tmp_path):
+    fields = {"modules_to_not_convert": ["classifier"], "module_overrides": {"*.fc1": {"weight_bits": 3}}}
+    hf_vaq.quantize(build(), QuantConfig(**fields)).save_pretrained(tmp_path)
+    bare = AutoModel.from_pretrained(tmp_path)
+    assert bare.layers[0].mlp.fc1.weight_quantizer.bits == 3
 
 
 def test_an_override_of_one_reader_of_a_shared_input_is_refused_with_the_module_to_name():

@@ -11,6 +11,7 @@ The file is the same for every model: config.json says which layers are packed, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -231,6 +232,64 @@ def _range(bits: int, signed: bool) -> tuple[int, int]:
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 
 
+def read_headers(files: Iterable[str]) -> dict[str, tuple[list[int], str]]:
+    """Shape and type of every tensor in safetensors files, by name."""
+    headers = {}
+    for file in files:
+        with safe_open(file, framework="pt") as checkpoint:
+            for name in checkpoint.keys():  # noqa: SIM118
+                tensor = checkpoint.get_slice(name)
+                headers[name] = (tensor.get_shape(), tensor.get_dtype())
+    return headers
+
+
+def check_headers(model: nn.Module, headers: dict[str, tuple[list[int], str]]) -> None:
+    """Refuse what transformers would fill with random numbers, drop, or convert to another type."""
+    prefix, skeleton = f"{model.base_model_prefix}.", model.state_dict()
+    bare = model.base_model is model
+    scales = {f"{name}.{key}" for name, module in _quantized(model) for key in ("scale", "offset", "weight_scale")}
+    missing = set(skeleton) - set(getattr(model, "all_tied_weights_keys", {}))
+    for name, (shape, dtype) in headers.items():
+        place = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in skeleton), None)
+        if place is None:
+            if bare and (not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")):
+                continue  # the head of a classifier
+            raise ValueError(f"this packed checkpoint holds {name!r}, for which its config.json has no place.")
+        accepted = ("F32", "F64") if place in scales else ("F16", "BF16", "F32", "F64")
+        if not skeleton[place].is_floating_point():
+            accepted = ("U8",) if skeleton[place].dtype == torch.uint8 else (dtype,)
+        if list(shape) != list(skeleton[place].shape) or dtype not in accepted:
+            raise ValueError(
+                f"this packed checkpoint is damaged: {name!r} has shape {list(shape)} and type {dtype}, expected"
+                f" {list(skeleton[place].shape)} and {' or '.join(accepted)}."
+            )
+        missing.discard(place)
+    if bare and not any(".pooler." in f".{name}" for name in headers):
+        missing = {name for name in missing if not name.startswith("pooler.")}
+    if headers and missing:
+        raise ValueError(f"this packed checkpoint lacks {min(missing)!r}, which its config.json asks for.")
+
+
+def check_values(model: nn.Module) -> None:
+    """Refuse numbers that are not finite, and scales that are not positive or too large for their codes."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+            raise ValueError(f"this packed checkpoint is damaged: {name!r} holds NaN or infinite values.")
+    for name, module in _quantized(model):
+        packed = isinstance(module, PackedLayer)
+        scale, dtype = (module.weight_scale, module.dtype) if packed else (module.scale, torch.float32)
+        largest = max(map(abs, _range(module.bits, True) if packed else (module.lowest, module.highest)))
+        sane = (scale >= torch.finfo(torch.float32).tiny) & (scale * largest).to(dtype).isfinite()
+        if not scale.is_meta and not sane.all():
+            raise ValueError(f"this packed checkpoint is damaged: the scale of {name!r} is not positive and finite.")
+
+
+def _quantized(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLayer | ActivationQuantizer):
+            yield name, module
+
+
 class PackedConfig(QuantizationConfigMixin):
     """The `quantization_config` of config.json."""
 
@@ -260,19 +319,17 @@ class PackedLoader(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> nn.Module:
+        headers = read_headers(checkpoint_files or ())
+        # What a bare model has, and a classifier's checkpoint has not: transformers initialises it anew.
+        packed_pooler = ("pooler.dense.weight_codes", "pooler.dense.input_quantizer.scale")
+        absent = () if any(name.endswith(packed_pooler) for name in headers) else ("pooler.dense",)
         with torch.device("meta"):
-            replace_layers(model, self.quantization_config, self._absent(checkpoint_files))
+            replace_layers(model, self.quantization_config, absent)
+        check_headers(model, headers)
         return model
 
-    def _absent(self, files: list[str] | None) -> tuple[str, ...]:
-        """Layers that a bare model has, and a classifier's checkpoint has not: transformers initialises them anew."""
-        names = set()
-        for file in files or ():
-            with safe_open(file, framework="pt") as checkpoint:
-                names |= set(checkpoint.keys())
-        return () if any(".pooler." in f".{name}" for name in names) else ("pooler.dense",)
-
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        check_values(model)
         model._weight_conversions = []  # it is saved under the names that it has in memory
         return model
 
