@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..strict_yaml import read_yaml
 from ..training.arguments import VaqTrainingArguments
 from ..training.stored_labels import check_loss_arguments
 from .arguments import DataArguments, FloatArguments, ModelArguments, OutputArguments, QuantArguments
@@ -94,7 +95,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(recipe)
     name = recipe_name(path)
-    values = _converted({**read_yaml(path), **parse_overrides(overrides)}, f"recipe {path}")
+    values = _converted({**read_fields(path), **parse_overrides(overrides)}, f"recipe {path}")
     values.setdefault("output_dir", f"outputs/{name}")
     sections = HfArgumentParser(SECTIONS).parse_dict(values)
     loaded = Recipe(name, values, *sections)
@@ -102,16 +103,13 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return loaded
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_fields(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
         ValueError: no valid YAML, or no mapping from field names to values.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"Recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"Recipe {path} holds no mapping from field names to values.")
     return content
