@@ -1,4 +1,4 @@
-"""The YAML that this package reads: plain values, every key once, no aliases, nothing that a small file blows up to."""
+"""The YAML that this package reads: plain values, every key once, no aliases, and a bounded size and depth."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..strict_yaml import read_yaml
 
-
 FULL_PRECISION = "full precision"
 
 
