@@ -48,7 +48,7 @@ def test_the_main_job_ends_with_a_table(tiny_run):
 def test_the_output_folder_holds_the_recipe_as_it_was_run_and_nothing_temporary(tiny_run):
     names = {path.name for path in tiny_run.folder.iterdir()}
     models = {"float", "trained", "packed", "checkpoint-4", "checkpoint-8"}
-    assert names == {"recipe.yaml", "results.json", "training_log.json", "oscillation"} | models
+    assert names == {"run.json", "recipe.yaml", "results.json", "training_log.json", "oscillation"} | models
     recipe = yaml.safe_load((tiny_run.folder / "recipe.yaml").read_text())
     assert recipe["seed"] == 3 and recipe["learning_rate"] == 5e-4 and recipe["output_dir"] == str(tiny_run.folder)
 
