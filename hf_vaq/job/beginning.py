@@ -13,7 +13,7 @@ from ..soft_labels import SoftLabelStore
 from ..training import VaqTrainingArguments
 from ..training.checkpoints import missing_part
 from . import output
-from .checks import check_apart, check_quantization, check_teacher
+from .checks import check_apart, check_teacher
 from .data import Splits
 from .inputs import describe_images, describe_model, describe_store
 from .models import load_model
@@ -68,12 +68,11 @@ class Beginning:
         return check_same_recipe(resumed, self.recipe)
 
     def check_models(self, config: PretrainedConfig, processor: Any) -> None:
-        """Check that the model can be loaded and quantized, and that the teacher can teach it.
+        """Check that the model can be loaded, and that the teacher can teach it.
 
         Raises:
             ValueError: naming the model and what is wrong with it.
         """
-        check_quantization(config, self.recipe.quantization.config())
         if self.recipe.model.model is not None:
             load_model(self.recipe.model.model)
         if (teacher := self._teacher()) is not None:

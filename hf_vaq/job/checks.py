@@ -69,11 +69,23 @@ def check_apart(folder: Path, inputs: dict[str, str | None]) -> None:
             )
 
 
-def _without_weights(config: PretrainedConfig) -> PreTrainedModel:
+def new_model(config: PretrainedConfig) -> PreTrainedModel:
+    """Return a model with new weights.
+
+    Raises:
+        ValueError: the configuration makes none.
+    """
+    config = copy.deepcopy(config)
+    # Where a model type has several classes (DeiT), transformers fails for None and takes the first for an empty list.
+    config.architectures = config.architectures or []
     try:
-        with torch.device("meta"):
-            return AutoModelForImageClassification.from_config(copy.deepcopy(config))
+        return AutoModelForImageClassification.from_config(config)
     except Exception as error:
         # A wrong size or name in a configuration surfaces as an error of any type, deep in the model.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"the configuration of type {config.model_type!r} makes no model ({reason}).") from error
+
+
+def _without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return new_model(config)

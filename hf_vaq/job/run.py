@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import AutoModelForImageClassification, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from ..data import check_input_format
 from ..evaluation import EvaluationResult, compute_metrics, evaluate_model, preprocess_logits_for_metrics
@@ -29,6 +29,7 @@ from ..training.stored_labels import build_soft_label_dataset
 from ..version import __version__
 from . import output
 from .beginning import Beginning
+from .checks import check_quantization, new_model
 from .data import Splits
 from .models import (
     load_config,
@@ -110,6 +111,11 @@ class _Run:
         arguments = self.recipe.model
         if arguments.model_config is not None:
             self.config = new_model_config(arguments.model_config, self.splits.label_names())
+            check_quantization(self.config, self.recipe.quantization.config())
+            if getattr(self.config, "image_size", None) is None:
+                raise ValueError(
+                    f"model_config's model_type {self.config.model_type!r} has no image_size; accepted: one that has."
+                )
             self.processor = new_image_processor(self.config, arguments)
         else:
             self.config = load_config(arguments.model)
@@ -117,6 +123,7 @@ class _Run:
                 raise ValueError(
                     f"model is {arguments.model!r}, which is quantized already; accepted: full precision."
                 )
+            check_quantization(self.config, self.recipe.quantization.config())
             self.processor = load_image_processor(arguments.model)
         check_input_format(self.processor, self.config)
         id2label = self.config.id2label
@@ -163,7 +170,7 @@ class _Run:
         arguments = self.recipe.float_training_arguments(self.folder / output.FLOAT_CHECKPOINTS)
         self.report(f"training the full-precision model for {arguments.num_train_epochs:g} epochs")
         set_seed(arguments.seed)
-        model = AutoModelForImageClassification.from_config(self.config)
+        model = new_model(self.config)
         trainer = self._trainer(model, arguments, teacher=None)
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir) if self.resume else None)
         self._save(trainer.full_model(), folder)
