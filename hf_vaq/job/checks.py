@@ -36,9 +36,9 @@ def check_teacher(teacher: str | Path, config: PretrainedConfig, processor: Any)
     Raises:
         ValueError: there is no such model, its labels or channels are not the student's, or it cannot answer.
     """
-    model = load_model(teacher)
     made = input_format(processor)
     try:
+        model = load_model(teacher)
         asked = build_teacher(model, _without_weights(config), processor, saved_processor(str(teacher), model.config))
         logits = asked(torch.zeros(1, getattr(config, "num_channels", 3), made.height, made.width))
     except (ValueError, RuntimeError) as error:
