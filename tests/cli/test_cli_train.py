@@ -279,10 +279,7 @@ def test_a_finished_run_is_replaced_with_all_that_it_wrote_and_nothing_else(tiny
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"teacher": "path/to/no/teacher"}, "teacher is 'path/to/no/teacher', which cannot teach this model: The"),
-            {"teacher": "path/to/no/teacher"},
-            "teacher is 'path/to/no/teacher', which cannot teach this model: The model",
-        ),
+        ({"teacher": "no/such/teacher"}, "teacher is 'no/such/teacher', which cannot teach this model: The model"),
         ({"model_config": {"model_type": "resnet"}}, "ResNet"),
         ({"module_overrides": {"*.no_such": {"weight_bits": 3}}}, r"matches '*.no_such'"),
         ({"model_config": {"model_type": "resnet"}, "quantize_attention": False}, "'resnet' has no image_size"),
