@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 
 LEFTOVERS = ".*.partial-*"
 """Pattern of the names that unfinished folders and files have, beside those they will get."""
+_OUR_ENDING = re.compile(r"\.partial-(save|\d+|[a-z0-9_]{8})")
+"""How they end: a word of the checkpoints, the number of a process, or what `tempfile` draws."""
 
 
 @contextlib.contextmanager
@@ -45,7 +49,6 @@ def replace_folder(finished: Path, folder: Path) -> None:
         folder: need not exist.
     """
     aside = _aside(folder)
-    shutil.rmtree(aside, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         folder.rename(aside)
     finished.rename(folder)
@@ -55,18 +58,29 @@ def replace_folder(finished: Path, folder: Path) -> None:
 def remove_folder(folder: Path) -> None:
     """Remove a folder; it loses its name before it loses its first file."""
     aside = _aside(folder)
-    shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, pattern: str = LEFTOVERS) -> None:
-    """Remove what processes that were killed have left in `folder`; nothing may be writing there."""
+    """Remove what processes that were killed have left in `folder`, and nothing else; nothing may be writing there."""
     for path in folder.glob(pattern):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        if is_leftover(path.name):
+            remove(path)
+
+
+def is_leftover(name: str) -> bool:
+    """Tell the name of an unfinished file or folder from one that people choose, such as `.mine.partial-backup`."""
+    dot = name.rfind(".partial-")
+    return name.startswith(".") and dot > 0 and _OUR_ENDING.fullmatch(name, dot) is not None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to) or a folder with all that it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:
@@ -96,7 +110,8 @@ def write_problem(folder: Path, size: int = 1 << 20) -> str | None:
 
 
 def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial-old")
+    # A name that nothing has: whatever else lies there is not ours.
+    return folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
 
 
 def _flush(path: Path) -> None:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from hf_vaq.files import flush_folder, remove_folder, remove_leftovers, replace_folder, write_problem
+from hf_vaq.files import flush_folder, is_leftover, remove_folder, remove_leftovers, replace_folder, write_problem
 
 
 def folder_with(path, **files):
@@ -35,10 +35,10 @@ def test_whatever_interrupts_it_a_folder_with_its_name_is_whole(tmp_path, monkey
     monkeypatch.setattr("shutil.rmtree", watch)
     if action == "replace":
         replace_folder(tmp_path / "finished", folder)
-        assert seen == [["a", "b"], ["a", "b"]] and (folder / "a").read_text() == "3"
+        assert seen == [["a", "b"]] and (folder / "a").read_text() == "3"
     else:
         remove_folder(folder)
-        assert seen == [["a", "b"], False]
+        assert seen == [False]
 
 
 def test_leftovers_go_and_nothing_else(tmp_path):
@@ -69,3 +69,24 @@ def test_the_reason_why_nothing_can_be_written_is_found(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     assert write_problem(tmp_path) == "No space left on device" and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", [".mine.partial-backup", ".partial-12", "x.partial-12", ".x.partial-", ".x.partial-old.tar"]
+)
+def test_names_that_people_choose_are_no_leftovers(tmp_path, name):
+    (tmp_path / name).write_text("canary")
+    remove_leftovers(tmp_path)
+    assert (tmp_path / name).exists() and not is_leftover(name)
+
+
+@pytest.mark.parametrize("name", [".x.partial-77", ".x.json.partial-ab12_d34", ".checkpoint-3.partial-save"])
+def test_names_of_ours_are_leftovers(name):
+    assert is_leftover(name)
+
+
+def test_stepping_aside_removes_nothing_that_lies_there(tmp_path):
+    folder_with(tmp_path / ".folder.partial-old", a="canary")
+    replace_folder(folder_with(tmp_path / "finished", a="3"), folder_with(tmp_path / "folder", a="1"))
+    remove_folder(tmp_path / "folder")
+    assert os.listdir(tmp_path) == [".folder.partial-old"]

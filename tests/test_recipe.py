@@ -49,6 +49,8 @@ def test_numbers_that_yaml_reads_as_text_become_numbers(tmp_path):
         (["0.1", 0.2], list[float], [0.1, 0.2]),
         ({"a": 1}, dict | str | None, {"a": 1}),
         ("{a: 1}", dict | str | None, "{a: 1}"),
+        (2**53 + 1, int, 2**53 + 1),
+        (str(2**53 + 1), int | None, 2**53 + 1),
     ],
 )
 def test_values_take_the_type_of_their_field(value, hint, expected):
@@ -61,12 +63,19 @@ def test_values_take_the_type_of_their_field(value, hint, expected):
     [
         ("two", int, "a whole number"),
         (2.5, int | None, "a whole number, none"),
-        (True, float, "a number"),
+        (True, float, "a finite number"),
         (1, bool, "true or false"),
-        (None, float, "a number"),
+        (None, float, "a finite number"),
         (["a"], str, "text"),
         ("x", dict | None, "a mapping, none"),
         (["x"], list[int], "a list"),
+        ("inf", float, "a finite number"),
+        (float("nan"), float | None, "a finite number, none"),
+        ("1e400", float | None, "a finite number, none"),
+        (float("inf"), int, "a whole number"),
+        ([1.0, float("nan")], list[float], "a list"),
+        ({"a": [{"b": float("-inf")}]}, dict | str | None, "finite numbers only"),
+        (b"x", str, "text"),
     ],
 )
 def test_values_that_do_not_fit_are_refused_with_what_is_accepted(value, hint, accepted):
@@ -134,7 +143,7 @@ def test_a_word_that_belongs_to_no_field_is_refused(recipe_file):
 def test_what_is_no_mapping_is_refused(tmp_path, content):
     path = tmp_path / "mine.yaml"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"Recipe .*mine\.yaml (is not valid YAML|holds no mapping)"):
+    with pytest.raises(ValueError, match=r"mine\.yaml(, line \d+ is not valid YAML| holds no mapping)"):
         load_recipe(path)
 
 
@@ -158,6 +167,20 @@ def test_python_objects_in_yaml_are_not_built(tmp_path):
         ({"weight_granularity": "row"}, "weight_granularity='row'"),
         ({"crop_scale": 2}, "crop_scale is 2"),
         ({"image_mean": [0.5]}, r"image_mean is \[0.5\]"),
+        ({"image_std": [0.5, 0, 0.5]}, r"image_std is \[0.5, 0.0, 0.5\]; accepted: three numbers above 0"),
+        ({"learning_rate": "inf"}, "learning_rate is 'inf'; accepted: a finite number"),
+        ({"num_train_epochs": float("inf")}, "num_train_epochs is inf; accepted: a finite number"),
+        ({"warmup_steps": float("nan")}, "warmup_steps is nan; accepted: a finite number"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0; accepted: 1 or more"),
+        ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size is -1; accepted: 1 or more"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"learning_rate": -0.1}, "learning_rate"),
+        ({"num_train_epochs": -1}, "num_train_epochs"),
+        ({"seed": -1}, "seed is -1; accepted: 0 or more"),
+        ({"seed": 2**32}, r"seed is 4294967296; accepted: 0 to 2\^32 - 1"),
+        ({"label_smoothing_factor": 1}, "label_smoothing_factor"),
+        ({"float_learning_rate": -1}, "float_learning_rate is -1.0; accepted: a finite number, 0 or more"),
+        ({"model": None, "model_config": "{model_type: vit, layer_norm_eps: .nan}"}, "model_config is .*finite"),
         ({"distillation_temperature": 0}, "distillation_temperature"),
     ],
 )

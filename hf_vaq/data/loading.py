@@ -9,6 +9,10 @@ from PIL import Image
 from .digits import load_digits
 
 DIGITS = "digits"
+_ACCEPTED = (
+    "a local folder (Parquet files named after their splits, an image folder with one folder a class, or what "
+    f"save_to_disk wrote), a .parquet file, {DIGITS!r} or a Hub id such as 'uoft-cs/cifar10'"
+)
 
 
 def load_dataset(
@@ -25,35 +29,50 @@ def load_dataset(
         streaming: return streams, which read the data set as it is asked for and keep nothing of it.
 
     Raises:
-        ValueError: nothing is found under the name; the message says what was tried.
+        ValueError: nothing is found under the name, or it is damaged; the message says what was tried.
     """
     path = Path(name).expanduser()
     if str(name) == DIGITS:
         return _streams(load_digits()) if streaming else load_digits()
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise ValueError(
-                f"dataset is the file {str(path)!r}; accepted: a .parquet file, a folder, {DIGITS!r} or a Hub id."
-            )
-        return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        saved = datasets.load_from_disk(str(path))
-        splits = saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
-        return _streams(splits) if streaming else splits
-    if not path.is_dir() and _is_path(str(name)):
-        raise ValueError(
-            f"dataset is {str(name)!r}, and there is no such folder or file; accepted: a local folder, a .parquet "
-            f"file, {DIGITS!r} or a Hub id such as 'uoft-cs/cifar10'."
-        )
+    if path.exists():
+        return _load_local(path, config, streaming)
+    if _is_path(str(name)):
+        raise ValueError(f"dataset is {str(name)!r}, and there is no such folder or file; accepted: {_ACCEPTED}.")
     try:
-        if path.is_dir():
-            return datasets.load_dataset(str(path), config, streaming=streaming)
         return datasets.load_dataset(str(name), config, revision=revision, streaming=streaming)
-    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+    except Exception as error:
         raise ValueError(
             f"dataset is {str(name)!r}: no local folder or file of that name, and as a Hub id it cannot be loaded: "
-            f"{error}"
+            f"{_reason(error)}"
         ) from error
+
+
+def _load_local(
+    path: Path, config: str | None, streaming: bool
+) -> datasets.DatasetDict | datasets.IterableDatasetDict:
+    if path.is_file() and path.suffix != ".parquet":
+        raise ValueError(f"dataset is the file {str(path)!r}; accepted: {_ACCEPTED}.")
+    if path.resolve() == Path(path.resolve().anchor):
+        # All files of the machine would be looked through.
+        raise ValueError(f"dataset is {str(path)!r}, the root of the file system; accepted: {_ACCEPTED}.")
+    try:
+        if path.is_file():
+            return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            saved = datasets.load_from_disk(str(path))
+            splits = saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
+            return _streams(splits) if streaming else splits
+        return datasets.load_dataset(str(path), config, streaming=streaming)
+    except Exception as error:
+        raise ValueError(
+            f"dataset is {str(path)!r}, which cannot be read ({_reason(error)}); accepted: {_ACCEPTED}."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line what `datasets` met: on damaged files it raises errors of any type, some of them wrapped."""
+    cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+    return " ".join(f"{type(cause).__name__}: {cause}".split())
 
 
 def is_on_the_hub(name: str | Path) -> bool:

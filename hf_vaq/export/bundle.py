@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..job.output import write_json, write_text
+from ..job.run_files import files_below
 from ..tables import bits_name
 
 if TYPE_CHECKING:
@@ -32,11 +34,23 @@ def write_bundle(folder: Path, settings: dict[str, Any], report: ExportReport, i
         "products": dataclasses.asdict(report.products),
         "agreement": None if report.agreement is None else dataclasses.asdict(report.agreement),
     }
-    write_json(folder / SETTINGS_FILE, {**settings, **facts})
     write_text(folder / "README.md", _readme(settings, report))
     if image_processor is not None:
         image_processor.save_pretrained(folder)
         shutil.copyfile(Path(__file__).parent / "bundled" / RUN_FILE, folder / RUN_FILE)
+    # What another export may replace.
+    files = sorted([*files_below(folder), SETTINGS_FILE])
+    write_json(folder / SETTINGS_FILE, {**settings, **facts, "files": files})
+
+
+def foreign_to_export(folder: Path) -> list[str]:
+    """List the files in a folder that no export wrote, by the list in its export.json."""
+    try:
+        written = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))["files"]
+        written = set(written) if isinstance(written, list) else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        written = set()
+    return [name for name in files_below(folder) if name not in written]
 
 
 def _readme(settings: dict[str, Any], report: ExportReport) -> str:

@@ -20,7 +20,7 @@ from ..config import QuantConfig
 from ..job.output import new_folder
 from ..packing import pack
 from .agreement import Agreement, compare, sample_images
-from .bundle import SETTINGS_FILE, write_bundle
+from .bundle import SETTINGS_FILE, foreign_to_export, write_bundle
 from .extra import MODULES, check_extra
 from .formats import ONNX, OPENVINO, Format
 from .runtimes import IntegerProducts
@@ -182,10 +182,10 @@ def check_folder(folder: Path, overwrite: bool = False) -> None:
             f"{str(folder)!r} is not empty; accepted: a folder that is empty or does not exist, or that holds an"
             " export with overwrite (on the command line --overwrite)."
         )
-    if entries and not (folder / SETTINGS_FILE).is_file():
+    if entries and (foreign := foreign_to_export(folder)):
         raise ValueError(
-            f"{str(folder)!r} holds no earlier export (it has no {SETTINGS_FILE}), so it is not overwritten; accepted:"
-            " a folder that is empty, does not exist, or holds an export."
+            f"{str(folder)!r} holds {foreign[0]!r}, which no export wrote (by the list in {SETTINGS_FILE}), so it is"
+            " not overwritten; accepted: a folder that is empty, does not exist, or holds an export."
         )
 
 

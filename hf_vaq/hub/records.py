@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..strict_yaml import read_yaml
 
 FULL_PRECISION = "full precision"
 
@@ -195,10 +195,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is no mapping.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as YAML: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds no mapping from field names to values.")
     return content

@@ -9,9 +9,12 @@ import datasets
 from accelerate import PartialState
 
 from ..data import load_dataset, select_split
+from ..processes import on_main_process
 from ..recipe import Recipe
 from ..recipe.arguments import SELF_TEACHER
 from ..soft_labels import SoftLabelStore, label_dataset
+from ..soft_labels.images import EncodedImages
+from ..soft_labels.store import read_digests
 
 
 def label_recipe(recipe: Recipe, report: Callable[[str], None] = lambda message: None) -> SoftLabelStore:
@@ -26,6 +29,7 @@ def label_recipe(recipe: Recipe, report: Callable[[str], None] = lambda message:
 
     Raises:
         ValueError: bad input, before any labelling.
+        hf_vaq.hub.HubError: the store cannot be published where the recipe says, before any labelling.
     """
     labels, training = recipe.labels, recipe.training
     if labels.soft_labels is None:
@@ -35,6 +39,8 @@ def label_recipe(recipe: Recipe, report: Callable[[str], None] = lambda message:
     state = PartialState()
     if not state.is_main_process:
         report = _silent
+    if labels.label_hub_id is not None:
+        on_main_process(lambda: _check_target(labels.label_hub_id, training.hub_token))
     with state.local_main_process_first():
         split = _split(recipe)
     report(f"labelling {labels.label_crops} crops an image with {teacher} on {device}")
@@ -54,10 +60,32 @@ def label_recipe(recipe: Recipe, report: Callable[[str], None] = lambda message:
         split_name=recipe.data.train_split,
         progress=not training.disable_tqdm,
     )
+    if not labels.label_streaming:
+        on_main_process(lambda: _check_images(store, EncodedImages(split, recipe.data.image_column)))
     if labels.label_hub_id is not None and state.is_main_process:
         report(f"uploading to {labels.label_hub_id}")
         store.push_to_hub(labels.label_hub_id, token=training.hub_token)
     return store
+
+
+def _check_target(repo_id: str, token: str | None) -> None:
+    """Ask the Hub whether the store can be published there: labelling may take hours."""
+    from ..hub.publishing import DATASET, Target, check_target
+
+    check_target(Target(repo_id, repo_type=DATASET, token=token))
+
+
+def _check_images(store: SoftLabelStore, images: EncodedImages) -> None:
+    """Compare number and some of the images with those of the store, which an earlier labelling may have finished."""
+    row, changed = 0, len(images) != store.metadata.num_images
+    for shard in () if changed else store.metadata.shards:
+        changed = changed or images[row].digest != read_digests(store.folder / shard.file)[0]
+        row += shard.images
+    if changed:
+        raise ValueError(
+            f"soft_labels {str(store.folder)!r} holds labels of {store.metadata.num_images} other images than the "
+            f"{len(images)} of this data set. Choose another folder."
+        )
 
 
 def _teacher(recipe: Recipe) -> str:

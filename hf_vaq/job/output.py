@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import json
 import os
 import shutil
@@ -14,77 +13,108 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..files import LEFTOVERS, remove_leftovers, replace_folder, whole_file, write_problem
+from ..files import remove_leftovers, replace_folder, whole_file, write_problem
+from .run_files import (
+    FLOAT_CHECKPOINTS as FLOAT_CHECKPOINTS,
+)
+from .run_files import (
+    RUN,
+    RunRecord,
+    files_below,
+    foreign_files,
+    remove_run,
+    remove_unfinished,
+)
 
 FLOAT = "float"
-FLOAT_CHECKPOINTS = "float_checkpoints"
 TRAINED = "trained"
 PACKED = "packed"
 RESULTS = "results.json"
 RECIPE = "recipe.yaml"
 TRAINING_LOG = "training_log.json"
 OSCILLATION = "oscillation"  # the record that the trainer leaves, see hf_vaq.training.oscillation_record
-_WRITTEN = (
-    FLOAT,
-    FLOAT_CHECKPOINTS,
-    TRAINED,
-    PACKED,
-    RESULTS,
-    RECIPE,
-    TRAINING_LOG,
-    OSCILLATION,
-    "checkpoint-*",
-    LEFTOVERS,
-    "runs",
-)
+_REPLACED_ON_RESUME = (TRAINED, PACKED, OSCILLATION)
 
 
-def claim_output_folder(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Make `folder` ready for a run, before any work is done.
+def check_output_folder(folder: Path, *, resume: bool = False, overwrite: bool = False) -> RunRecord | None:
+    """Check whether a run may use `folder`; nothing is changed.
 
     Args:
-        folder: created if it does not exist.
+        folder: need not exist.
         resume: continue the run in the folder, if there is one: a run that was stopped before it wrote anything
-            begins anew. What it left half-written is removed.
-        overwrite: remove what an earlier run wrote (and nothing else).
+            begins anew.
+        overwrite: the run in the folder is to be removed.
+
+    Returns:
+        The record of the run that lies there, if any.
 
     Raises:
-        ValueError: the folder holds something and neither `resume` nor `overwrite` is given, or something that no run
-            wrote; or it cannot be written.
+        ValueError: the folder is one that people live in; it holds something and neither `resume` nor `overwrite` is
+            given, or something that no run wrote and that would be removed; or it cannot be written.
     """
-    entries = _entries(folder)
+    _check_place(folder)
     if resume and overwrite:
         raise ValueError("resume_from_checkpoint and overwrite_output_dir exclude each other; give one of them.")
+    entries = _entries(folder)
+    record = RunRecord.read(folder) if RUN in entries else None
+    foreign = foreign_files(record, folder) if resume or overwrite else []
+    if overwrite and foreign:
+        raise ValueError(
+            f"output_dir {str(folder)!r} holds {foreign[0]!r}, which no run wrote and overwrite_output_dir would "
+            "remove. Move it away, or choose another folder with --output_dir."
+        )
+    if resume and record is None and foreign:
+        raise ValueError(
+            f"resume_from_checkpoint is set, but output_dir {str(folder)!r} holds {foreign[0]!r} and no run to resume."
+        )
     if resume:
-        remove_leftovers(folder)
-        remove_leftovers(folder / FLOAT_CHECKPOINTS)
-        entries = _entries(folder)
-        if entries and RECIPE not in entries:
+        lost = [name for name in foreign if name.split("/")[0] in _REPLACED_ON_RESUME]
+        if lost:
             raise ValueError(
-                f"resume_from_checkpoint is set, but output_dir {str(folder)!r} holds {entries[0]!r} and no run to "
-                "resume."
+                f"output_dir {str(folder)!r} holds {lost[0]!r}, which the run did not write and would remove when it "
+                "goes on. Move it away."
             )
-    if overwrite:
-        foreign = [name for name in entries if not any(fnmatch.fnmatch(name, pattern) for pattern in _WRITTEN)]
-        if entries and RECIPE not in entries:
-            foreign = entries
-        if foreign:
-            raise ValueError(
-                f"output_dir {str(folder)!r} holds {foreign[0]!r}, which is not from a run and would not be removed. "
-                "Choose another folder with --output_dir."
-            )
-        _remove_all(folder, entries)
-    elif entries and not resume:
+    elif entries and not overwrite:
         raise ValueError(
             f"output_dir {str(folder)!r} is not empty. Choose another folder with --output_dir, continue the run in "
             "it with --resume_from_checkpoint true, or replace that run with --overwrite_output_dir true."
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"output_dir {str(folder)!r} cannot be written: {error.strerror or error}.") from error
+    _check_writable(folder)
+    return record
+
+
+def claim_output_folder(folder: Path, *, resume: bool = False, overwrite: bool = False) -> RunRecord | None:
+    """Make `folder` ready for a run: what `check_output_folder` refuses is refused, then earlier things go.
+
+    With `overwrite` the run that lies there is removed, file by file; with `resume` what it left half-written.
+
+    Returns:
+        The record of the run to go on with, if any.
+
+    Raises:
+        ValueError: see `check_output_folder`.
+    """
+    record = check_output_folder(folder, resume=resume, overwrite=overwrite)
+    if record is not None and overwrite:
+        remove_run(record)
+        record = None
+    elif record is not None:
+        remove_unfinished(record)
+    else:
+        remove_leftovers(folder, f".{RUN}.partial-*")  # of a run that was killed before it had written anything
+    folder.mkdir(parents=True, exist_ok=True)
+    return record
+
+
+def has_trained(record: RunRecord) -> bool:
+    """Whether a run has left more than the account of how it began."""
+    return not set(files_below(record.folder)) <= {RUN, RECIPE}
+
+
+def abandon(record: RunRecord) -> None:
+    """Remove what a run has written that failed before it trained anything, so that nothing blocks the next one."""
+    if not has_trained(record):
+        remove_run(record)
 
 
 @contextlib.contextmanager
@@ -158,13 +188,25 @@ def _entries(folder: Path) -> list[str]:
         raise ValueError(f"{str(folder)!r} cannot be used as a folder: {error.strerror or error}.") from error
 
 
-def _remove_all(folder: Path, names: list[str]) -> None:
-    for name in names:
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def _check_place(folder: Path) -> None:
+    place = folder.expanduser().resolve()
+    for name, there in (("the working directory", Path.cwd()), ("the home folder", Path("~").expanduser())):
+        if place == there.resolve() or place in there.resolve().parents:
+            raise ValueError(
+                f"output_dir is {str(folder)!r}, which is {name} or holds it; accepted: a folder of its own, such as "
+                "outputs/mine."
+            )
+
+
+def _check_writable(folder: Path) -> None:
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(f"output_dir {str(folder)!r} cannot be written: {error.strerror or error}.") from error
 
 
 def _umask() -> int:

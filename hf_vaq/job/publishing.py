@@ -24,12 +24,18 @@ def check_publishing(training: VaqTrainingArguments) -> None:
         check_target(_target(training))
 
 
-def write_card(run: Path) -> None:
-    """Put into `packed/` what makes it publishable: recipe, results, training log, card, and the code to unpack it."""
+def write_card(run: Path, folder: Path) -> None:
+    """Put what makes a packed model publishable into its folder.
+
+    That is recipe, results, training log, card, and the code to unpack it.
+
+    Args:
+        run: output folder of the run.
+        folder: with the model, which will be `packed/` of the run.
+    """
     from ..hub import CardOptions, complete_model_folder
     from ..hub.staging import ModelSource, copy_records
 
-    folder = run / output.PACKED
     copy_records(ModelSource(folder, run), folder)
     complete_model_folder(folder, CardOptions(name=run.resolve().name, where=f"{run.resolve().name}/{output.PACKED}"))
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import AutoModelForImageClassification, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from ..data import check_input_format
 from ..evaluation import EvaluationResult, compute_metrics, evaluate_model, preprocess_logits_for_metrics
@@ -28,6 +28,8 @@ from ..training import VaqTrainer, VaqTrainingArguments, last_complete_checkpoin
 from ..training.stored_labels import build_soft_label_dataset
 from ..version import __version__
 from . import output
+from .beginning import Beginning
+from .checks import check_quantization, new_model
 from .data import Splits
 from .models import (
     load_config,
@@ -37,8 +39,9 @@ from .models import (
     new_model_config,
     saved_size,
 )
-from .publishing import check_publishing, publish_run, write_card
+from .publishing import publish_run, write_card
 from .report import ModelResult, RunResult
+from .run_files import NoteLogs, files_below, remove_files
 
 Report = Callable[[str], None]
 
@@ -73,47 +76,46 @@ class _Run:
         self.state = PartialState()
         self.report = report if self.state.is_main_process else lambda message: None
         self.seconds: dict[str, float] = {}
-        self.resume = _is_resuming(recipe.training)
+        self.beginning = Beginning(recipe)
+        self.resume = self.beginning.resume
 
     def run(self) -> RunResult:
         started = time.perf_counter()
-        self._claim_output()
+        for line in on_main_process(self.beginning.check):
+            self.report(line)
         with self.state.local_main_process_first():
             self.splits = Splits.load(self.recipe.data)
         self._prepare_model()
-        on_main_process(lambda: output.write_text(self.folder / output.RECIPE, self.recipe.to_yaml()))
-        with self._phase("full precision"):
-            start, float_result = self._full_precision()
-        with self._phase(self.bits):
-            model = self._train_quantized(start)
-        with self._phase("packing and evaluation"):
-            quantized_result = self._pack_and_evaluate(model)
-        self.seconds["total"] = time.perf_counter() - started
-        return self._finish(float_result, quantized_result)
+        on_main_process(lambda: self.beginning.check_models(self.config, self.processor))
+        on_main_process(lambda: self.beginning.begin(self.splits, self.soft_labels))
+        try:
+            with self._phase("full precision"):
+                start, float_result = self._full_precision()
+            with self._phase(self.bits):
+                model = self._train_quantized(start)
+            with self._phase("packing and evaluation"):
+                quantized_result = self._pack_and_evaluate(model)
+            self.seconds["total"] = time.perf_counter() - started
+            return self._finish(float_result, quantized_result)
+        except BaseException:
+            if self.state.is_main_process:
+                output.abandon(self.beginning.record)
+            raise
 
     @property
     def bits(self) -> str:
         return bits_name(self.recipe.quantization.weight_bits, self.recipe.quantization.activation_bits)
-
-    def _claim_output(self) -> None:
-        """Check and make the output folder on the main process; every process learns what came of it."""
-
-        def claim() -> None:
-            check_publishing(self.training)
-            output.claim_output_folder(
-                self.folder, resume=self.resume, overwrite=self.recipe.output.overwrite_output_dir
-            )
-
-        on_main_process(claim)
-        given = str(self.training.resume_from_checkpoint).lower()
-        if given == "true" and not (self.folder / output.RECIPE).is_file():
-            self.report(f"nothing to resume in {self.folder}: the run starts at its beginning")
 
     def _prepare_model(self) -> None:
         """Find config and image processor, and check the data against them before anything is trained."""
         arguments = self.recipe.model
         if arguments.model_config is not None:
             self.config = new_model_config(arguments.model_config, self.splits.label_names())
+            check_quantization(self.config, self.recipe.quantization.config())
+            if getattr(self.config, "image_size", None) is None:
+                raise ValueError(
+                    f"model_config's model_type {self.config.model_type!r} has no image_size; accepted: one that has."
+                )
             self.processor = new_image_processor(self.config, arguments)
         else:
             self.config = load_config(arguments.model)
@@ -121,6 +123,7 @@ class _Run:
                 raise ValueError(
                     f"model is {arguments.model!r}, which is quantized already; accepted: full precision."
                 )
+            check_quantization(self.config, self.recipe.quantization.config())
             self.processor = load_image_processor(arguments.model)
         check_input_format(self.processor, self.config)
         id2label = self.config.id2label
@@ -152,7 +155,8 @@ class _Run:
             if not start.is_dir():
                 self._train_full_precision(start)
             # The model is complete, so its checkpoints are of no more use.
-            on_main_process(lambda: shutil.rmtree(self.folder / output.FLOAT_CHECKPOINTS, ignore_errors=True))
+            place = f"{output.FLOAT_CHECKPOINTS}/"
+            on_main_process(lambda: remove_files(self.beginning.record, lambda name: name.startswith(place)))
 
         def evaluate() -> ModelResult:
             model = load_model(start)
@@ -166,7 +170,7 @@ class _Run:
         arguments = self.recipe.float_training_arguments(self.folder / output.FLOAT_CHECKPOINTS)
         self.report(f"training the full-precision model for {arguments.num_train_epochs:g} epochs")
         set_seed(arguments.seed)
-        model = AutoModelForImageClassification.from_config(self.config)
+        model = new_model(self.config)
         trainer = self._trainer(model, arguments, teacher=None)
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir) if self.resume else None)
         self._save(trainer.full_model(), folder)
@@ -210,7 +214,7 @@ class _Run:
         if self.device.type == "cpu":
             # Pinned memory speeds up copies to an accelerator; without one torch only warns about it.
             arguments.dataloader_pin_memory = False
-        return VaqTrainer(
+        trainer = VaqTrainer(
             model=model,
             args=arguments,
             train_dataset=self.train_set if soft_labels is None else self.splits.labelled_images(),
@@ -221,6 +225,9 @@ class _Run:
             compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if self.state.is_main_process:
+            trainer.add_callback(NoteLogs(self.beginning.record, arguments.output_dir))
+        return trainer
 
     def _checkpoint(self) -> str | None:
         """Return the checkpoint of the quantized phase to resume from, if any."""
@@ -260,6 +267,20 @@ class _Run:
         with output.new_folder(folder, replace=True) as partial:
             model.save_pretrained(partial)
             self.processor.save_pretrained(partial)
+            self._note(partial, folder)
+
+    def _note(self, partial: Path, folder: Path) -> None:
+        """Put the files of a folder that is about to get its name on the list of the run."""
+        self.beginning.record.add(
+            f"{folder.relative_to(self.folder).as_posix()}/{name}" for name in files_below(partial)
+        )
+
+    def _write_card(self) -> None:
+        packed = self.folder / output.PACKED
+        with output.new_folder(packed, replace=True) as partial:
+            shutil.copytree(packed, partial, dirs_exist_ok=True)
+            write_card(self.folder, partial)
+            self._note(partial, packed)
 
     def _finish(self, float_result: ModelResult, quantized_result: ModelResult) -> RunResult:
         result = RunResult(
@@ -280,7 +301,7 @@ class _Run:
             },
         )
         on_main_process(lambda: output.write_json(self.folder / output.RESULTS, dataclasses.asdict(result)))
-        on_main_process(lambda: write_card(self.folder))
+        on_main_process(self._write_card)
         on_main_process(lambda: publish_run(self.folder, self.training, self.report))
         return result
 
@@ -289,8 +310,3 @@ class _Run:
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
-
-
-def _is_resuming(arguments: VaqTrainingArguments) -> bool:
-    given = arguments.resume_from_checkpoint
-    return given is not None and str(given).lower() not in ("false", "no")

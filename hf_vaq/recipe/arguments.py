@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from ..config import QuantConfig
 from ..data.transforms import Augmentation
+from ..strict_yaml import parse_yaml
+from .convert import convert
 
 SELF_TEACHER = "self"
 
@@ -59,8 +60,11 @@ class ModelArguments:
                 "model_config has no model_type; accepted: a type that transformers knows, such as 'vit'."
             )
         for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: three numbers, one a channel.")
+            values = getattr(self, name)
+            if len(values) != 3 or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} is {values!r}; accepted: three finite numbers, one a channel.")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std is {self.image_std!r}; accepted: three numbers above 0, one a channel.")
 
 
 @dataclass
@@ -116,7 +120,7 @@ class DataArguments:
     random_erasing: float = field(default=0.0, metadata={"help": "Probability that a random rectangle is blanked."})
 
     def __post_init__(self):
-        if self.dataset is None:
+        if not self.dataset:
             raise ValueError(
                 "dataset is missing; accepted: 'digits', a local folder or .parquet file, or a Hub id, for instance "
                 "--dataset uoft-cs/cifar10."
@@ -143,6 +147,14 @@ class FloatArguments:
         default=0.1, metadata={"help": "Warm-up in full precision: steps, or below 1 a share of all steps."}
     )
     float_label_smoothing: float = field(default=0.0, metadata={"help": "Label smoothing in full precision."})
+
+    def __post_init__(self):
+        for name in ("float_num_train_epochs", "float_learning_rate", "float_weight_decay", "float_warmup_steps"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value!r}; accepted: a finite number, 0 or more.")
+        if not 0 <= self.float_label_smoothing < 1:
+            raise ValueError(f"float_label_smoothing is {self.float_label_smoothing!r}; accepted: 0 to below 1.")
 
 
 @dataclass
@@ -203,7 +215,5 @@ class OutputArguments:
 def _mapping(name: str, value: Any) -> dict | None:
     """Read a mapping that may come as YAML text from the command line."""
     if isinstance(value, str):
-        value = yaml.safe_load(value)
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f"{name} is {value!r}; accepted: a mapping, such as '{{key: value}}'.")
-    return value
+        value = parse_yaml(value, name)
+    return convert(name, value, dict | None)

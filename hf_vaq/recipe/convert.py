@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import enum
+import math
 import types
 import typing
 from typing import Any
@@ -19,6 +22,8 @@ def convert(name: str, value: Any, hint: Any) -> Any:
     Raises:
         ValueError: the value does not fit, naming the field, the value and what is accepted.
     """
+    if isinstance(value, dict) and not _is_finite(value):
+        raise ValueError(f"{name} is {value!r}; accepted: finite numbers only.")
     options = _options(hint)
     if any(_is_enum(option) for option in options):
         # transformers types these `SaveStrategy | str`, but takes no other text than the members'
@@ -65,20 +70,34 @@ def _fit(value: Any, option: Any) -> Any:
         text = _text(value)
         return text if text in {member.value for member in option} else None
     if option is str:
-        return None if isinstance(value, (dict, list)) else _text(value)
+        return _text(value) if isinstance(value, (str, int, float, datetime.date)) else None
     return None
 
 
 def _number(value: Any, kind: type) -> int | float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
+    if kind is int:
+        with contextlib.suppress(ValueError):
+            return value if isinstance(value, int) else int(str(value))
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
+        return None
+    if not math.isfinite(number):
         return None
     if kind is float:
         return number
     return int(number) if number.is_integer() else None
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number in nested mappings and lists is infinite or NaN."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _list(value: Any, item: Any) -> list | None:
@@ -117,7 +136,7 @@ def _describe(options: list[Any]) -> str:
 _NAMES = {
     bool: "true or false",
     int: "a whole number",
-    float: "a number",
+    float: "a finite number",
     str: "text",
     dict: "a mapping",
     list: "a list",

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..strict_yaml import read_yaml
 from ..training.arguments import VaqTrainingArguments
 from ..training.stored_labels import check_loss_arguments
 from .arguments import DataArguments, FloatArguments, ModelArguments, OutputArguments, QuantArguments
@@ -94,7 +95,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(recipe)
     name = recipe_name(path)
-    values = _converted({**read_yaml(path), **parse_overrides(overrides)}, f"recipe {path}")
+    values = _converted({**read_fields(path), **parse_overrides(overrides)}, f"recipe {path}")
     values.setdefault("output_dir", f"outputs/{name}")
     sections = HfArgumentParser(SECTIONS).parse_dict(values)
     loaded = Recipe(name, values, *sections)
@@ -102,16 +103,13 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return loaded
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_fields(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
         ValueError: no valid YAML, or no mapping from field names to values.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"Recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"Recipe {path} holds no mapping from field names to values.")
     return content
@@ -167,6 +165,7 @@ def _converted(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _check(recipe: Recipe) -> None:
     """Check what concerns more than one section."""
+    _check_ranges(recipe.training)
     epochs = recipe.float_phase.float_num_train_epochs
     if recipe.model.model_config is not None and epochs <= 0:
         raise ValueError(
@@ -182,6 +181,28 @@ def _check(recipe: Recipe) -> None:
         _check_streaming(recipe)
     if recipe.labels.soft_labels is not None:
         _check_soft_labels(recipe)
+
+
+_AT_LEAST = {
+    1: ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    0: ("seed", "data_seed", "num_train_epochs", "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm",
+        "adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "dataloader_num_workers"),
+}  # fmt: skip
+
+
+def _check_ranges(training: VaqTrainingArguments) -> None:
+    """Refuse numbers that transformers takes, and that fail when the training that they are for begins."""
+    for least, names in _AT_LEAST.items():
+        for name in names:
+            value = getattr(training, name)
+            if value < least:
+                raise ValueError(f"{name} is {value!r}; accepted: {least} or more.")
+    for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
+        if getattr(training, name) >= 1:
+            raise ValueError(f"{name} is {getattr(training, name)!r}; accepted: 0 to below 1.")
+    for name in ("seed", "data_seed"):
+        if getattr(training, name) >= 2**32:
+            raise ValueError(f"{name} is {getattr(training, name)!r}; accepted: 0 to 2^32 - 1.")
 
 
 def _check_streaming(recipe: Recipe) -> None:

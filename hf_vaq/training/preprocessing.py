@@ -61,7 +61,14 @@ def measure_normalization(processor: Any, channels: int = 3) -> ImageNormalizati
     grey = centre(process([128] * channels))
     error = (grey - (offset + 128 * scale)).abs().max()
     tolerance = 1e-4 * (255 * scale.abs().max() + offset.abs().max())
-    if offset.numel() != channels or scale.abs().min() == 0 or 255 * remainder > tolerance or error > tolerance:
+    finite = torch.cat([scale, offset]).isfinite().all()
+    if (
+        not finite
+        or offset.numel() != channels
+        or scale.abs().min() == 0
+        or 255 * remainder > tolerance
+        or error > tolerance
+    ):
         raise ValueError(
             f"image processor {name} does not map each of {channels} channels by a scale and an offset:"
             " expected rescaling, normalisation and resizing only. Pass a teacher_processor that does no more."

@@ -11,13 +11,18 @@ import pytest
 import torch
 import yaml
 from cli_helpers import write_recipe
+from helpers import TINY_RECIPE
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_vaq import QuantConfig
 from hf_vaq.cli import main
 from hf_vaq.data import load_digits
 from hf_vaq.inference import set_execution
+from hf_vaq.job.output import claim_output_folder
+from hf_vaq.job.run import _Run
+from hf_vaq.job.run_files import RunRecord, foreign_files
 from hf_vaq.nn import PackedLinear, QuantLinear
 
 
@@ -48,7 +53,7 @@ def test_the_main_job_ends_with_a_table(tiny_run):
 def test_the_output_folder_holds_the_recipe_as_it_was_run_and_nothing_temporary(tiny_run):
     names = {path.name for path in tiny_run.folder.iterdir()}
     models = {"float", "trained", "packed", "checkpoint-4", "checkpoint-8"}
-    assert names == {"recipe.yaml", "results.json", "training_log.json", "oscillation"} | models
+    assert names == {"run.json", "recipe.yaml", "results.json", "training_log.json", "oscillation"} | models
     recipe = yaml.safe_load((tiny_run.folder / "recipe.yaml").read_text())
     assert recipe["seed"] == 3 and recipe["learning_rate"] == 5e-4 and recipe["output_dir"] == str(tiny_run.folder)
 
@@ -234,3 +239,80 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_line(tmp_path, capsys):
     recipe = write_recipe(tmp_path, float_learning_rate=1e30, max_grad_norm=0)
     assert "not finite" in refused(capsys, recipe, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out" / "float").exists()
+
+
+def test_a_run_is_not_resumed_with_another_recipe_and_stays_as_it_is(tiny_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(tiny_run.folder, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    command = ["train", str(tiny_run.recipe), "--output_dir", str(out), "--resume_from_checkpoint", "true"]
+    assert main([*command, "--seed", "4"]) == 1
+    assert "seed was 3 and is 4" in capsys.readouterr().err
+    record = RunRecord.read(out)
+    record.inputs["training images"] = "64 rows, hash of others"
+    record.write()
+    before[out / "run.json"] = (out / "run.json").read_bytes()
+    assert main([*command, "--seed", "3"]) == 1
+    assert "training images: 64 rows, hash of others then, 64 rows, hash" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_is_replaced_with_all_that_it_wrote_and_nothing_else(tiny_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(tiny_run.folder, out)
+    (out / "packed" / "notes.txt").write_text("mine")
+    command = [tiny_run.recipe, "--output_dir", out, "--overwrite_output_dir", "true"]
+    assert "holds 'packed/notes.txt', which no run wrote" in refused(capsys, *command)
+    (out / "packed" / "notes.txt").unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    # What is wrong with the new run is found before the old one goes.
+    assert "cannot be loaded" in refused(capsys, *command, "--teacher", tmp_path / "absent")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    model = ["--model", out / "float", "--model_config", "none", "--float_num_train_epochs", "0"]
+    assert "model is" in refused(capsys, *command, *model) and (out / "float").is_dir()
+    record = RunRecord.read(out)
+    assert foreign_files(record, out) == []
+    claim_output_folder(out, overwrite=True)
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"teacher": "no/such/teacher"}, "teacher is 'no/such/teacher', which cannot teach this model: The model"),
+        ({"model_config": {"model_type": "resnet"}}, "ResNet"),
+        ({"module_overrides": {"*.no_such": {"weight_bits": 3}}}, r"matches '*.no_such'"),
+        ({"model_config": {"model_type": "resnet"}, "quantize_attention": False}, "'resnet' has no image_size"),
+        (
+            {"model_config": {**TINY_RECIPE["model_config"], "num_attention_heads": 0}},
+            "the configuration of type 'vit' makes no model (ZeroDivisionError",
+        ),
+        (
+            {"model_config": {**TINY_RECIPE["model_config"], "hidden_act": "nope"}},
+            "the configuration of type 'vit' makes no model (KeyError: 'nope')",
+        ),
+        ({"image_std": [0.5, 0.0, 0.5]}, "image_std is"),
+    ],
+)
+def test_models_are_checked_before_the_full_precision_phase(tmp_path, capsys, monkeypatch, values, message):
+    monkeypatch.setattr(_Run, "_full_precision", lambda self: pytest.fail("work was begun"))
+    assert message in refused(capsys, write_recipe(tmp_path, **values), "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_cannot_teach_is_found_before_the_full_precision_phase(tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_Run, "_full_precision", lambda self: pytest.fail("work was begun"))
+    teacher, out = tmp_path / "teacher", tmp_path / "out"
+    shutil.copytree(tiny_run.folder / "float", teacher)
+    recipe = write_recipe(tmp_path, teacher=str(teacher))
+    config = json.loads((teacher / "config.json").read_text())
+    names = {**config["id2label"], "3": "drei"}
+    changed = {**config, "id2label": names, "label2id": {name: int(index) for index, name in names.items()}}
+    (teacher / "config.json").write_text(json.dumps(changed))
+    assert "only the teacher has 'drei'" in refused(capsys, recipe, "--output_dir", out)
+    (teacher / "config.json").write_text(json.dumps(config))
+    weights = load_file(teacher / "model.safetensors")
+    weights["classifier.bias"][0] = float("nan")
+    save_file(weights, teacher / "model.safetensors", {"format": "pt"})
+    assert "logits (9 of them finite); accepted: 10 finite ones" in refused(capsys, recipe, "--output_dir", out)
+    assert not out.exists()

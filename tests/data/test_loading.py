@@ -64,7 +64,7 @@ def test_a_hub_id_that_cannot_be_loaded_is_named(monkeypatch):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "data.csv").write_text("a,b\n")
-    with pytest.raises(ValueError, match=r"data\.csv'; accepted: a \.parquet file"):
+    with pytest.raises(ValueError, match=r"data\.csv'; accepted: .*a \.parquet file"):
         load_dataset(tmp_path / "data.csv")
 
 
@@ -122,3 +122,44 @@ def test_bytes_and_file_names_are_accepted_as_images(tmp_path):
         split = datasets.Dataset.from_dict({"image": [value], "label": [0]})
         image = prepare_columns(split, "image", "label")[0]["image"]
         assert np.asarray(image).tolist() == np.full((2, 3, 3), (7, 8, 9)).tolist()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"train.parquet": b"PAR1 and nothing else"},
+        {"train.parquet": b""},
+        {"dataset_dict.json": b"[]"},
+        {"dataset_dict.json": b"{"},
+        {"dataset_dict.json": b'{"splits": ["train"]}'},
+        {"state.json": b"{}"},
+        {"dataset_infos.json": b"[1", "train.parquet": b""},
+        {"state.json": b'{"_data_files": 3}', "dataset_info.json": b"[]"},
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_damaged_folder_is_named_in_one_line(tmp_path, monkeypatch, files, streaming):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"^dataset is '{folder}', which cannot be read \(\w+: .*\); accepted: a local"
+    ):
+        load_dataset(folder, streaming=streaming)
+
+
+def test_a_damaged_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"^dataset is '.*a\.parquet', which cannot be read"):
+        load_dataset(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["/", "//", "/tmp/.."])
+def test_the_root_of_the_file_system_is_refused_without_looking_through_it(name, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("looked through"))
+    with pytest.raises(ValueError, match="the root of the file system; accepted: a local folder"):
+        load_dataset(name)

@@ -101,3 +101,23 @@ def test_a_processor_with_another_number_of_channels_is_refused():
     grey = ViTImageProcessor(size={"height": 12, "width": 12}, image_mean=[0.5], image_std=[0.5])
     with pytest.raises(ValueError, match="image_mean has 1 values; the model takes 3"):
         check_input_format(grey, ViTConfig(image_size=12))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_std", [0.5, 0.0, 0.5]),
+        ("image_std", [0.5, float("nan"), 0.5]),
+        ("image_std", [0.5, -1.0, 0.5]),
+        ("image_std", None),
+        ("image_mean", [0.5, float("inf"), 0.5]),
+        ("image_mean", ["0.5", 0.5, 0.5]),
+        ("rescale_factor", 0.0),
+        ("rescale_factor", float("nan")),
+    ],
+)
+def test_a_processor_that_makes_no_finite_pixels_is_refused(field, value):
+    damaged = processor(12)
+    setattr(damaged, field, value)
+    with pytest.raises(ValueError, match=rf"has {field} .*; accepted: "):
+        check_input_format(damaged, ViTConfig(image_size=12))

@@ -14,6 +14,8 @@ from transformers import ViTImageProcessor
 from hf_vaq.cli import main
 from hf_vaq.export import ExportDisagreementError, export_onnx, export_openvino
 from hf_vaq.export.agreement import Agreement, compare, sample_images
+from hf_vaq.export.bundle import foreign_to_export
+from hf_vaq.export.exporting import check_folder
 
 pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 
@@ -36,7 +38,7 @@ def test_a_float_model_is_refused(tmp_path):
 def test_a_model_in_training_form_is_packed_first_and_takes_the_place_of_an_earlier_export(tmp_path, capsys):
     folder, out = saved(tmp_path / "trained", training_form("vit", **W4A4)), tmp_path / "out"
     out.mkdir()
-    (out / "export.json").write_text("{}")
+    (out / "export.json").write_text('{"files": ["export.json", "old"]}')
     (out / "old").write_text("")
     assert main(["export", folder, str(out), "--format", "onnx", "--overwrite"]) == 0
     captured = capsys.readouterr()
@@ -44,6 +46,11 @@ def test_a_model_in_training_form_is_packed_first_and_takes_the_place_of_an_earl
     assert "8 of 8" in captured.out and "10 of 10" in captured.out
     assert sorted(os.listdir(tmp_path)) == ["out", "trained"]
     assert "old" not in os.listdir(out) and (out / "export.json").read_text() != "{}"
+    assert foreign_to_export(out) == []
+    (out / "notes.txt").write_text("mine")
+    assert main(["export", folder, str(out), "--format", "onnx", "--overwrite"]) == 1
+    assert "holds 'notes.txt', which no export wrote" in capsys.readouterr().err
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(("export", "package"), [(export_onnx, "onnxruntime"), (export_openvino, "openvino")])
@@ -59,9 +66,13 @@ def test_a_folder_in_use_is_refused_and_kept(tmp_path):
     (tmp_path / "mine").write_text("")
     with pytest.raises(ValueError, match="is not empty"):
         export_onnx(packed_model("vit", **W4A4), tmp_path)
-    with pytest.raises(ValueError, match="holds no earlier export"):
+    with pytest.raises(ValueError, match="holds 'mine', which no export wrote"):
         export_onnx(packed_model("vit", **W4A4), tmp_path, overwrite=True)
     assert os.listdir(tmp_path) == ["mine"]
+    for content in ("{}", "{", "[]", '{"files": "mine"}'):
+        (tmp_path / "export.json").write_text(content)
+        with pytest.raises(ValueError, match="which no export wrote"):
+            check_folder(tmp_path, overwrite=True)
 
 
 def test_a_path_that_cannot_be_written_is_refused(tmp_path):

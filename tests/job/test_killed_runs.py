@@ -74,7 +74,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_the_run_goes_on_later(tmp_path
     *_, error = capsys.readouterr().err.strip().splitlines()
     assert error.startswith(f"hf-vaq train: error: checkpoint-1 cannot be written to '{out}': No space left on device")
     assert error.endswith("No checkpoint was written before it.")
-    assert sorted(os.listdir(out)) == ["float", "recipe.yaml"]
+    assert sorted(os.listdir(out)) == ["float", "recipe.yaml", "run.json"]
     resume = ["--resume_from_checkpoint", "true", "--logging_strategy", "no"]
     assert main(["train", str(recipe), "--output_dir", str(out), *resume]) == 0
     assert (out / "packed" / "model.safetensors").exists()

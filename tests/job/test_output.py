@@ -1,16 +1,32 @@
 import json
 import os
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hf_vaq.job.output import claim_output_folder, new_folder, weights_size, write_json
+from hf_vaq.job.output import abandon, check_output_folder, claim_output_folder, new_folder, weights_size, write_json
+from hf_vaq.job.run_files import NoteLogs, RunRecord, foreign_files
 
 
 def make_run(folder):
-    (folder / "packed").mkdir(parents=True)
+    """A folder as a run leaves it: three files it noted, and a checkpoint with its own list."""
+    record = RunRecord(folder, {"seed": 1}, {}, ["run.json", "recipe.yaml", "results.json", "packed/config.json"])
+    record.write()
+    (folder / "packed").mkdir()
     (folder / "checkpoint-5").mkdir()
-    (folder / "recipe.yaml").write_text("model: x\n")
+    (folder / "packed" / "config.json").write_text("{}")
+    (folder / "checkpoint-5" / "checkpoint.json").write_text(json.dumps({"files": {"optimizer.pt": 3}}))
+    (folder / "checkpoint-5" / "optimizer.pt").write_bytes(bytes(3))
+    (folder / "recipe.yaml").write_text("seed: 1\n")
     (folder / "results.json").write_text("{}")
+    return record
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
 def test_a_new_and_an_empty_folder_are_accepted(tmp_path):
@@ -28,16 +44,103 @@ def test_a_folder_in_use_is_refused_with_the_three_ways_out(tmp_path):
     assert (tmp_path / "results.json").exists()
 
 
-def test_overwriting_removes_a_run_and_nothing_else(tmp_path):
+def test_overwriting_removes_a_run_whole(tmp_path):
     make_run(tmp_path)
+    (tmp_path / ".packed.partial-ab12cd34").mkdir()
+    (tmp_path / ".packed.partial-ab12cd34" / "model.safetensors").write_text("half")
     claim_output_folder(tmp_path, overwrite=True)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "thesis.tex",
+        "packed/keep.bin",
+        "checkpoint-5/notes.txt",
+        "checkpoint-of-my-thesis/thesis.tex",
+        "checkpoint-7/model.safetensors",
+        "runs/other_project/notes.txt",
+        "float/notes.txt",
+        ".mine.partial-backup/data",
+        ".packed.partial-backup",
+        "packed/.config.json.partial-77",
+    ],
+)
+def test_overwriting_refuses_and_keeps_what_no_run_wrote(tmp_path, name):
     make_run(tmp_path)
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"'thesis\.tex'"):
+    (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / name).write_text("years of work")
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match=rf"holds '{re.escape(name)}', which no run wrote"):
         claim_output_folder(tmp_path, overwrite=True)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
-    assert (tmp_path / "results.json").exists()
+    assert tree(tmp_path) == before
+
+
+def test_names_that_a_run_would_use_do_not_make_a_folder_its_own(tmp_path):
+    for name in ("recipe.yaml", "packed/config.json", "checkpoint-5/checkpoint.json", "results.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("by hand")
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match="which no run wrote"):
+        claim_output_folder(tmp_path, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_overwriting_follows_no_link_out_of_the_folder(tmp_path):
+    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    make_run(folder)
+    shutil.move(folder / "packed", elsewhere)
+    (folder / "packed").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match="holds 'packed', which no run wrote"):
+        claim_output_folder(folder, overwrite=True)
+    assert os.listdir(elsewhere) == ["config.json"]
+
+
+def test_a_list_that_points_elsewhere_removes_nothing_there(tmp_path):
+    folder = tmp_path / "out"
+    record = make_run(folder)
+    (tmp_path / "precious").write_text("x")
+    record.add(["../precious", str(tmp_path / "precious"), "*"])
+    (folder / "notes").write_text("x")
+    with pytest.raises(ValueError, match="holds 'notes'"):
+        claim_output_folder(folder, overwrite=True)
+    (folder / "notes").unlink()
+    claim_output_folder(folder, overwrite=True)
+    assert (tmp_path / "precious").exists() and os.listdir(folder) == []
+
+
+def test_a_damaged_record_is_refused(tmp_path):
+    for content in ("{", "[]", "{}", '{"recipe": {}, "inputs": {}, "files": [1]}', "[" * 100_000):
+        (tmp_path / "run.json").write_text(content)
+        for way in ({"overwrite": True}, {"resume": True}):
+            with pytest.raises(ValueError, match=r"run\.json' (cannot be read|is not what a run writes)"):
+                claim_output_folder(tmp_path, **way)
+
+
+def test_checking_changes_nothing(tmp_path):
+    make_run(tmp_path / "out")
+    (tmp_path / "out" / ".results.json.partial-77").write_text("{")
+    before = tree(tmp_path)
+    check_output_folder(tmp_path / "out", overwrite=True)
+    check_output_folder(tmp_path / "out", resume=True)
+    check_output_folder(tmp_path / "new" / "deep")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["/", "~", ".", "..", "home", ""])
+@pytest.mark.parametrize("way", [{}, {"resume": True}, {"overwrite": True}])
+def test_folders_that_people_live_in_are_refused(tmp_path, monkeypatch, place, way):
+    home, here = tmp_path / "home" / "me", tmp_path / "work" / "project"
+    home.mkdir(parents=True)
+    here.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    folder = tmp_path / "home" if place == "home" else Path(place)
+    with pytest.raises(ValueError, match=r"output_dir is .* accepted: a folder of its own"):
+        claim_output_folder(folder, **way)
+    claim_output_folder(Path("outputs") / "mine", **way)
+    claim_output_folder(home / "mine", **way)
 
 
 def test_resuming_goes_on_with_a_run_or_begins_one(tmp_path):
@@ -57,19 +160,70 @@ def test_resuming_goes_on_with_a_run_or_begins_one(tmp_path):
 
 def test_resuming_removes_what_a_killed_run_left_half_written(tmp_path):
     make_run(tmp_path)
-    for name in (".checkpoint-9.partial-save", ".packed.partial-x1", "float_checkpoints/.checkpoint-2.partial-save"):
+    (tmp_path / ".mine.partial-backup").write_text("not of the run")
+    for name in (
+        ".checkpoint-9.partial-save",
+        ".packed.partial-x1_yz2ab",
+        "float_checkpoints/.checkpoint-2.partial-save",
+    ):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "model.safetensors").write_bytes(bytes(3))
     (tmp_path / ".results.json.partial-77").write_text("{")
     claim_output_folder(tmp_path, resume=True)
     assert sorted(os.listdir(tmp_path)) == [
+        ".mine.partial-backup",
         "checkpoint-5",
-        "float_checkpoints",
         "packed",
         "recipe.yaml",
         "results.json",
+        "run.json",
     ]
-    assert os.listdir(tmp_path / "float_checkpoints") == []
+
+
+@pytest.mark.parametrize("name", ["packed/onnx/model.onnx", "trained/notes.txt", "oscillation/plot.png"])
+def test_resuming_refuses_what_it_would_remove_on_the_way(tmp_path, name):
+    make_run(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"holds '{name}', which the run did not write"):
+        claim_output_folder(tmp_path, resume=True)
+    assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / name).unlink()
+    (tmp_path / "notes.txt").write_text("beside the models nothing is removed")
+    assert claim_output_folder(tmp_path, resume=True).recipe == {"seed": 1}
+
+
+def test_resuming_removes_nothing_where_there_is_no_run(tmp_path):
+    for name in (".mine.partial-backup/data", ".packed.partial-ab12cd34/data", "other"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("canary")
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match="no run to resume"):
+        claim_output_folder(tmp_path, resume=True)
+    assert tree(tmp_path) == before
+
+
+def test_a_run_that_trained_nothing_leaves_nothing(tmp_path):
+    record = RunRecord(tmp_path / "out", {}, {})
+    record.write()
+    (tmp_path / "out" / "recipe.yaml").write_text("a: 1\n")
+    abandon(record)
+    assert os.listdir(tmp_path / "out") == []
+    record = make_run(tmp_path / "other")
+    before = tree(tmp_path)
+    abandon(record)
+    assert tree(tmp_path) == before
+
+
+def test_files_that_a_logger_opens_belong_to_the_run(tmp_path):
+    record = make_run(tmp_path)
+    (tmp_path / "runs" / "of_mine").mkdir(parents=True)
+    (tmp_path / "runs" / "of_mine" / "events.1").write_text("")
+    note = NoteLogs(record, str(tmp_path))
+    (tmp_path / "runs" / "now").mkdir()
+    (tmp_path / "runs" / "now" / "events.2").write_text("")
+    note.on_train_begin(None, SimpleNamespace(is_world_process_zero=True), None)
+    assert foreign_files(RunRecord.read(tmp_path), tmp_path) == ["runs/of_mine/events.1"]
 
 
 def test_resuming_needs_to_know_what_to_do(tmp_path):

@@ -8,6 +8,7 @@ import yaml
 from soft_label_helpers import files_of, processor, teacher
 
 from hf_vaq.cli import main
+from hf_vaq.data import load_dataset
 from hf_vaq.job.label import label_recipe
 from hf_vaq.recipe import load_recipe
 from hf_vaq.soft_labels import SoftLabelStore
@@ -155,7 +156,29 @@ def test_label_help_lists_its_fields(capsys):
 
 
 def test_a_finished_store_is_pushed_where_the_recipe_says(recipe, monkeypatch):
-    pushed = []
+    pushed, checked = [], []
+    monkeypatch.setattr("hf_vaq.hub.publishing.check_target", checked.append)
     monkeypatch.setattr(SoftLabelStore, "push_to_hub", lambda self, name, **fields: pushed.append((name, fields)))
     assert main(["label", str(recipe), "--label_hub_id", "me/labels", "--hub_token", "secret"]) == 0
     assert pushed == [("me/labels", {"token": "secret"})]
+    (target,) = checked
+    assert (target.repo_id, target.repo_type, target.token) == ("me/labels", "dataset", "secret")
+
+
+def test_where_a_store_cannot_be_pushed_nothing_is_labelled(recipe, monkeypatch, capsys):
+    def refuse(target):
+        raise ValueError("there is no token for the Hub")
+
+    monkeypatch.setattr("hf_vaq.hub.publishing.check_target", refuse)
+    monkeypatch.setattr("hf_vaq.job.label.label_dataset", lambda *args, **kwargs: pytest.fail("labelled"))
+    assert main(["label", str(recipe), "--label_hub_id", "me/labels"]) == 1
+    assert "there is no token for the Hub" in capsys.readouterr().err
+
+
+def test_a_finished_store_of_other_images_is_not_taken_for_these(recipe, monkeypatch, capsys):
+    before = files_of(recipe.parent / "labels")
+    images = load_dataset("digits")["train"]
+    monkeypatch.setattr("hf_vaq.job.label._split", lambda recipe: images.select(range(1, 41)))
+    assert main(["label", str(recipe)]) == 1
+    assert "holds labels of 40 other images than the 40 of this data set" in capsys.readouterr().err
+    assert files_of(recipe.parent / "labels") == before

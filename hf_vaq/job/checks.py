@@ -1,0 +1,91 @@
+"""What can be known of a run's models before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
+
+from ..config import QuantConfig
+from ..data.transforms import input_format
+from ..integration.plan import plan_quantization
+from ..training.teacher import build_teacher, saved_processor
+from .models import load_model
+
+
+def check_quantization(config: PretrainedConfig, quantization: QuantConfig) -> None:
+    """Make the model without memory for its weights, and plan its quantization.
+
+    Raises:
+        ValueError: the configuration makes no model, its family is not supported, or a pattern matches no module.
+    """
+    plan_quantization(_without_weights(config), quantization)
+
+
+def check_teacher(teacher: str | Path, config: PretrainedConfig, processor: Any) -> None:
+    """Load a teacher, compare it with the student, and let it answer one black image.
+
+    Args:
+        teacher: Hub id or folder.
+        config: of the student.
+        processor: image processor of the student.
+
+    Raises:
+        ValueError: there is no such model, its labels or channels are not the student's, or it cannot answer.
+    """
+    made = input_format(processor)
+    try:
+        model = load_model(teacher)
+        asked = build_teacher(model, _without_weights(config), processor, saved_processor(str(teacher), model.config))
+        logits = asked(torch.zeros(1, getattr(config, "num_channels", 3), made.height, made.width))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"teacher is {str(teacher)!r}, which cannot teach this model: {error}") from error
+    if logits.shape[-1] != config.num_labels or not logits.isfinite().all():
+        raise ValueError(
+            f"teacher is {str(teacher)!r}, which answers a black image with {logits.shape[-1]} logits "
+            f"({int(logits.isfinite().sum())} of them finite); accepted: {config.num_labels} finite ones."
+        )
+
+
+def check_apart(folder: Path, inputs: dict[str, str | None]) -> None:
+    """Refuse to remove a run that the new one reads from.
+
+    Args:
+        folder: that would be overwritten.
+        inputs: names or paths, by field.
+
+    Raises:
+        ValueError: one of them lies in the folder.
+    """
+    for name, given in inputs.items():
+        place = None if given is None else Path(given).expanduser()
+        if place is not None and place.exists() and folder.resolve() in (place.resolve(), *place.resolve().parents):
+            raise ValueError(
+                f"{name} is {given!r}, which lies in output_dir {str(folder)!r}, and overwrite_output_dir would "
+                "remove it. Choose another folder with --output_dir."
+            )
+
+
+def new_model(config: PretrainedConfig) -> PreTrainedModel:
+    """Return a model with new weights.
+
+    Raises:
+        ValueError: the configuration makes none.
+    """
+    config = copy.deepcopy(config)
+    # Where a model type has several classes (DeiT), transformers fails for None and takes the first for an empty list.
+    config.architectures = config.architectures or []
+    try:
+        return AutoModelForImageClassification.from_config(config)
+    except Exception as error:
+        # A wrong size or name in a configuration surfaces as an error of any type, deep in the model.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"the configuration of type {config.model_type!r} makes no model ({reason}).") from error
+
+
+def _without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return new_model(config)
