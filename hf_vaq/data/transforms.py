@@ -1,7 +1,6 @@
 """From a PIL image to the model's input: random augmentation for training, the image processor for evaluation."""
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
+
+from .processors import check_image_processor
 
 ImageTransform = Callable[[Image.Image], torch.Tensor]
 
@@ -69,9 +70,10 @@ def input_format(image_processor: Any) -> InputFormat:
     """Read size, normalisation and resampling from a transformers image processor.
 
     Raises:
-        ValueError: the processor states no size, so no training crop can be made for it; or it divides by zero or by
-            what is no number.
+        ValueError: the processor states no size, so no training crop can be made for it; or its settings make no
+            pixels, see `check_image_processor`.
     """
+    check_image_processor(image_processor)
     crop = getattr(image_processor, "crop_size", None) if getattr(image_processor, "do_center_crop", False) else None
     size = crop or getattr(image_processor, "size", None)
     size = dict(size) if size else {}
@@ -82,31 +84,15 @@ def input_format(image_processor: Any) -> InputFormat:
             f"{type(image_processor).__name__} has size {size or None}; accepted: a size with height and width, or "
             "with shortest_edge."
         )
-    if getattr(image_processor, "do_rescale", False):
-        _numbers(image_processor, "rescale_factor", lambda value: value != 0, "a finite number other than 0")
     normalises = bool(getattr(image_processor, "do_normalize", False))
     resample = getattr(image_processor, "resample", None)
     return InputFormat(
         height=int(height),
         width=int(width),
-        mean=_numbers(image_processor, "image_mean", lambda value: True, "finite numbers") if normalises else None,
-        std=_numbers(image_processor, "image_std", lambda value: value > 0, "numbers above 0") if normalises else None,
+        mean=tuple(image_processor.image_mean) if normalises else None,
+        std=tuple(image_processor.image_std) if normalises else None,
         resample=int(resample if resample is not None else Image.Resampling.BILINEAR),
     )
-
-
-def _numbers(image_processor: Any, name: str, fits: Callable[[float], bool], accepted: str) -> tuple[float, ...]:
-    """Return a field of a processor that holds one number or several, each finite and as it should be.
-
-    Raises:
-        ValueError: it does not; such pixels would be NaN, infinite or all the same.
-    """
-    given = getattr(image_processor, name, None)
-    values = tuple(given) if isinstance(given, (list, tuple)) else (given,)
-    numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
-    if not (numbers and all(map(fits, values))):
-        raise ValueError(f"{type(image_processor).__name__} has {name} {given!r}; accepted: {accepted}.")
-    return values
 
 
 def check_input_format(image_processor: Any, model_config: Any) -> None:
