@@ -12,6 +12,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ..config import QUANT_METHOD, QuantConfig
 from ..files import whole_file
+from ..privacy import public
 from . import layout
 from .card import model_card
 from .facts import CardFacts, Figure
@@ -143,10 +144,10 @@ def _facts(folder: Path, config: PretrainedConfig, quantization: QuantConfig, op
 def _training(folder: Path) -> Training | None:
     log = read_json(folder / layout.TRAINING_LOG) if (folder / layout.TRAINING_LOG).is_file() else []
     if (folder / layout.RECIPE).is_file():
-        name = read_json(folder / layout.RESULTS)["recipe"] if (folder / layout.RESULTS).is_file() else None
-        return training_of_recipe(read_recipe(folder / layout.RECIPE), name, log)
+        name = public(read_json(folder / layout.RESULTS))["recipe"] if (folder / layout.RESULTS).is_file() else None
+        return training_of_recipe(public(read_recipe(folder / layout.RECIPE)), name, log)
     if (folder / layout.TRAINING).is_file():
-        content = read_recipe(folder / layout.TRAINING)
+        content = public(read_recipe(folder / layout.TRAINING))
         start = hub_id(content.get("base_model"))
         return training_of_arguments(content.get("arguments", {}), content.get("teacher"), start, log)
     return None
@@ -156,10 +157,10 @@ def _accuracies(folder: Path) -> list[Accuracy]:
     """What `results.json` of the run and the evaluations say; an evaluation of the same images takes precedence."""
     found: list[Accuracy] = []
     for path in sorted((folder / layout.EVALUATION).glob("*.json")):
-        found += accuracies_of_evaluation(read_json(path), f"{layout.EVALUATION}/{path.name}")
+        found += accuracies_of_evaluation(public(read_json(path)), f"{layout.EVALUATION}/{path.name}")
     if (folder / layout.RESULTS).is_file():
         try:
-            of_run = accuracies_of_run(read_json(folder / layout.RESULTS))
+            of_run = accuracies_of_run(public(read_json(folder / layout.RESULTS)))
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"{str(folder / layout.RESULTS)!r} is not what 'hf-vaq train' writes: {type(error).__name__}: {error}."

@@ -214,26 +214,6 @@ def hub_id(name: str | None) -> str | None:
     return name if len(parts) == 2 and plain else None
 
 
-def public(value: Any) -> Any:
-    """The same JSON or YAML content without what concerns one machine only.
-
-    Tokens and output folders are dropped; of a path that exists here, or is absolute, the last part remains.
-    """
-    if isinstance(value, Mapping):
-        return {key: public(entry) for key, entry in value.items() if not _is_private(str(key))}
-    if isinstance(value, (list, tuple)):
-        return [public(entry) for entry in value]
-    if isinstance(value, str) and "/" in value:
-        path = Path(value).expanduser()
-        if path.is_absolute() or path.exists():
-            return path.name
-    return value
-
-
-def _is_private(key: str) -> bool:
-    return key.endswith("token") or key in ("output_dir", "logging_dir", "run_name", "hub_model_id", "command")
-
-
 _SHOWN = {
     "num_train_epochs": "epochs",
     "max_steps": "steps",
@@ -270,7 +250,7 @@ def _of_log(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not steps:
         return {}
     names = ("loss", "distillation_loss", "hard_label_loss", "bin_regularizer", "oscillation_percentage")
-    last = {name: steps[-1][name] for name in names if name in steps[-1]}
+    last = {name: steps[-1][name] for name in names if isinstance(steps[-1].get(name), (int, float))}
     return {"steps": max(entry["step"] for entry in log if "step" in entry), "last_log": last}
 
 

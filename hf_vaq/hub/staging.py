@@ -12,10 +12,11 @@ import yaml
 from ..job import output
 from ..job.models import load_image_processor, load_model
 from ..packing import pack
+from ..privacy import public
 from . import layout
 from .completing import CardOptions, complete_model_folder, read_quantization
 from .figures import draw_figures
-from .records import accuracies_of_evaluation, public, read_json, read_recipe
+from .records import accuracies_of_evaluation, read_json, read_recipe
 from .speed_record import read_speed
 
 Report = Callable[[str], None]

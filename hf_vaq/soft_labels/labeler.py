@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..privacy import public
 from ..processes import on_main_process
 from .crops import INTERPOLATIONS, CropSampling, cut_crop, draw_crops
 from .images import EncodedImage, EncodedImages
@@ -113,7 +114,7 @@ def label_dataset(
         horizontal_flip=sampling.horizontal_flip,
         seed=sampling.seed,
         interpolation=model.interpolation,
-        dataset=dataset_name or info.dataset_name or "in memory",
+        dataset=public(dataset_name or info.dataset_name or "in memory"),
         dataset_config=None if info.config_name in (None, "default") else info.config_name,
         split=split_name or (None if split.split is None else str(split.split)),
         image_column=image_column,

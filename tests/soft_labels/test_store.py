@@ -12,6 +12,7 @@ import yaml
 from soft_label_helpers import files_of, photographs, store_of, teacher
 
 from hf_vaq.soft_labels import DamagedStoreError, SoftLabelStore, store
+from hf_vaq.soft_labels.card import store_card
 from hf_vaq.soft_labels.records import ImageLabels, RecordLayout
 from hf_vaq.soft_labels.values import impossible_label
 
@@ -186,6 +187,27 @@ def test_the_card_says_how_the_labels_were_made(finished):
     ):
         assert said in body
     assert "{" not in body
+
+
+@pytest.mark.parametrize("name", ["run: w2a2", "x # y", "a\nlicense: mit", "a|b\n---\nc", "<b>`", "{0}", "${x}$"])
+def test_names_are_text_in_every_part_of_the_card(finished, name):
+    settings = dataclasses.replace(finished.settings, teacher=name, dataset=name, split=name, image_column=name)
+    card = store_card(dataclasses.replace(finished.metadata, settings=settings))
+    _, body = card.removeprefix("---\n").split("\n---\n", 1)
+    fields, usual = (
+        yaml.safe_load(text.removeprefix("---\n").split("\n---\n", 1)[0])
+        for text in (card, store_card(finished.metadata))
+    )
+    assert fields.pop("pretty_name") == f"Soft labels of {name} for {name}"
+    assert fields == {key: value for key, value in usual.items() if key != "pretty_name"}
+    assert len(body.splitlines()) == len(store_card(finished.metadata).split("\n---\n", 1)[1].splitlines())
+
+
+def test_the_data_set_of_a_store_is_named_without_keys_and_folders(tmp_path):
+    for name, public in (("s3://k:s@bucket/x", "s3://bucket/x"), ("/home/me/photos", "photos")):
+        labels = store_of(photographs(), tmp_path / public.replace("/", "-"), dataset_name=name)
+        assert labels.settings.dataset == public
+        assert name not in (labels.folder / "README.md").read_text()
 
 
 def test_a_damaged_shard_is_named(copy):
