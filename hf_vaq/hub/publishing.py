@@ -24,6 +24,7 @@ from ..config import QUANT_METHOD
 from ..soft_labels.metadata import METADATA
 from . import layout
 from .errors import LOG_IN, HubError, explained, patiently
+from .links import check_links
 
 MODEL, DATASET = "model", "dataset"
 _NO_CONTENT = (".gitattributes", "README.md", "LICENSE", "LICENSE.md", ".gitignore")
@@ -172,11 +173,13 @@ def publish_folder(
         report: receives a line at every step.
 
     Raises:
-        HubError: the card or the commit was refused, or the connection was cut.
+        HubError: the card or the commit was refused, the connection was cut, or a link leads out of a folder.
     """
     target = checked.target
+    check_links([folder] if files is None else [folder / name for name in files], folder)
     paths = {name: folder / name for name in files} if files is not None else _files(folder)
     for prefix, place in (extra or {}).items():
+        check_links([place], place)
         paths |= {f"{prefix}/{name}": path for name, path in _files(place).items()}
     additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in paths.items()]
     gone = checked.files - paths.keys() if checked.is_ours else ()
