@@ -187,6 +187,26 @@ def test_damaged_files_beside_a_model_are_named(tmp_path):
         complete_model_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("results.json", RESULTS | {"quantized": RESULTS["quantized"] | {"top1": "90"}}),
+        ("results.json", RESULTS | {"full_precision": RESULTS["full_precision"] | {"size_bytes": 10**400}}),
+        ("results.json", RESULTS | {"dataset": ["x"]}),
+        ("results.json", []),
+        ("evaluation/zoo.json", EVALUATION | {"data": EVALUATION["data"] | {"num_images": None}}),
+        ("training_log.json", [{"loss": "low", "step": 1}]),
+        ("training_log.json", 5),
+        ("recipe.yaml", RECIPE | {"model": 5}),
+    ],
+)
+def test_files_of_another_form_beside_a_model_are_named(file, content, tmp_path):
+    write_full_folder(tmp_path)
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{re.escape(file)}'? is not what .* writes?: "):
+        complete_model_folder(tmp_path)
+
+
 def test_cards_of_released_recipes_are_those_of_the_committed_results():
     spec = importlib.util.spec_from_file_location("released", ROOT / "hub_cards" / "released.py")
     released = importlib.util.module_from_spec(spec)
