@@ -263,10 +263,11 @@ def last_logged(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     names = ("loss", "distillation_loss", "hard_label_loss", "bin_regularizer", "oscillation_percentage")
     last = {name: steps[-1][name] for name in names if name in steps[-1]}
-    numbers = [*last.values(), *(entry["step"] for entry in log if "step" in entry)]
-    if not all((_is_number(value) and abs(value) < 1e300) or value != value for value in numbers):
-        raise TypeError(f"it logs {numbers}; accepted: numbers")
-    return {"steps": max(entry["step"] for entry in steps), "last_log": last}
+    counted = [entry["step"] for entry in log if "step" in entry]
+    for value in (*last.values(), *counted):
+        if not _is_number(value):
+            raise TypeError(f"it logs {value!r}; accepted: numbers")
+    return {"steps": max(counted), "last_log": {name: float(value) for name, value in last.items()}}
 
 
 @contextmanager
