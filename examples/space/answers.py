@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from hf_vaq.data import check_input_format, evaluation_transform, load_digits
+from hf_vaq.data import as_rgb, check_input_format, evaluation_transform, load_digits
 from hf_vaq.data.transforms import ImageTransform
 from hf_vaq.evaluation.report import describe_execution, describe_form
 from hf_vaq.job.models import load_image_processor, load_model, saved_size
@@ -60,7 +60,7 @@ class Side:
 
     def pixel_values(self, image: Image.Image) -> torch.Tensor:
         """Return the model's input, (1, 3, height, width)."""
-        return self.transform(image.convert("RGB"))[None]
+        return self.transform(as_rgb(image))[None]
 
     @torch.inference_mode()
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:

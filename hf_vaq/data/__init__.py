@@ -5,6 +5,7 @@ from .digits import load_digits
 from .labelled_split import LabelledSplit
 from .labels import LabelLookup, dataset_label_names, model_labels
 from .loading import held_out_split, is_on_the_hub, load_dataset, prepare_columns, select_split
+from .pictures import as_rgb
 from .side_by_side import ImageStream, SideBySideImages
 from .transforms import (
     Augmentation,
@@ -24,6 +25,7 @@ __all__ = [
     "LabelLookup",
     "LabelledSplit",
     "SideBySideImages",
+    "as_rgb",
     "check_input_format",
     "dataset_label_names",
     "decode_image",

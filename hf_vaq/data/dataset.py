@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .pictures import as_rgb
 from .transforms import ImageTransform
 
 
@@ -55,7 +56,7 @@ class ImageClassificationDataset(torch.utils.data.Dataset):
 
 
 def decode_image(stored: dict[str, Any] | None, where: str, decoder: datasets.Image) -> Image.Image:
-    """Return an image of a column that is not decoded, in RGB.
+    """Return an image of a column that is not decoded, as `as_rgb` does.
 
     Args:
         stored: its encoded "bytes" or "path", or both.
@@ -70,7 +71,7 @@ def decode_image(stored: dict[str, Any] | None, where: str, decoder: datasets.Im
     if stored.get("path"):
         where += f" (file {stored['path']})"
     try:
-        return decoder.decode_example(stored).convert("RGB")
+        return as_rgb(decoder.decode_example(stored))
     # PIL raises OSError for truncated and unknown files, SyntaxError and ValueError for broken headers.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageDecodeError(f"The image in {where} cannot be read: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 from ..config import QUANT_METHOD, QuantConfig
 from ..files import whole_file
 from ..job.models import load_config
+from ..privacy import public
 from . import layout
 from .card import model_card
 from .facts import CardFacts, Figure
@@ -23,6 +24,8 @@ from .records import (
     accuracies_of_evaluation,
     accuracies_of_run,
     hub_id,
+    last_logged,
+    named_errors,
     read_json,
     read_recipe,
     training_of_arguments,
@@ -148,29 +151,38 @@ def _facts(folder: Path, config: PretrainedConfig, quantization: QuantConfig, op
 
 
 def _training(folder: Path) -> Training | None:
-    log = read_json(folder / layout.TRAINING_LOG) if (folder / layout.TRAINING_LOG).is_file() else []
-    if (folder / layout.RECIPE).is_file():
-        name = read_json(folder / layout.RESULTS)["recipe"] if (folder / layout.RESULTS).is_file() else None
-        return training_of_recipe(read_recipe(folder / layout.RECIPE), name, log)
-    if (folder / layout.TRAINING).is_file():
-        content = read_recipe(folder / layout.TRAINING)
-        start = hub_id(content.get("base_model"))
-        return training_of_arguments(content.get("arguments", {}), content.get("teacher"), start, log)
-    return None
+    recipe, arguments, log = folder / layout.RECIPE, folder / layout.TRAINING, folder / layout.TRAINING_LOG
+    if recipe.is_file():
+        with named_errors(recipe, "'hf-vaq train'"):
+            training = training_of_recipe(public(read_recipe(recipe)), _recipe_name(folder / layout.RESULTS))
+    elif arguments.is_file():
+        with named_errors(arguments, "a trainer"):
+            content = public(read_recipe(arguments))
+            start = hub_id(content.get("base_model"))
+            training = training_of_arguments(content.get("arguments", {}), content.get("teacher"), start)
+    else:
+        return None
+    if log.is_file():
+        with named_errors(log, "a trainer"):
+            training = replace(training, **last_logged(read_json(log)))
+    return training
+
+
+def _recipe_name(results: Path) -> str | None:
+    if not results.is_file():
+        return None
+    with named_errors(results, "'hf-vaq train'"):
+        return public(read_json(results))["recipe"]
 
 
 def _accuracies(folder: Path) -> list[Accuracy]:
     """What `results.json` of the run and the evaluations say; an evaluation of the same images takes precedence."""
     found: list[Accuracy] = []
     for path in sorted((folder / layout.EVALUATION).glob("*.json")):
-        found += accuracies_of_evaluation(read_json(path), f"{layout.EVALUATION}/{path.name}")
+        found += accuracies_of_evaluation(public(read_json(path)), f"{layout.EVALUATION}/{path.name}")
     if (folder / layout.RESULTS).is_file():
-        try:
-            of_run = accuracies_of_run(read_json(folder / layout.RESULTS))
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{str(folder / layout.RESULTS)!r} is not what 'hf-vaq train' writes: {type(error).__name__}: {error}."
-            ) from error
+        with named_errors(folder / layout.RESULTS, "'hf-vaq train'"):
+            of_run = accuracies_of_run(public(read_json(folder / layout.RESULTS)))
         known = {(row.dataset, row.split, row.is_this) for row in found}
         found = [row for row in of_run if (row.dataset, row.split, row.is_this) not in known] + found
     return found

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
 
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -14,7 +19,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers.utils import logging
 
+logger = logging.get_logger(__name__)
+
+Result = TypeVar("Result")
+LONGEST_WAIT = 600.0
+"""Seconds; the limits of the Hub are counted in periods of five minutes."""
+_ATTEMPTS = 5
 LOG_IN = "log in with 'hf auth login', set HF_TOKEN, or give --token (token=...)"
 
 
@@ -55,6 +67,48 @@ def explained(repo_id: str, doing: str) -> Iterator[None]:
         raise HubError(f"{doing} {repo_id}: {_first_line(error)} {_AGAIN}") from error
 
 
+def patiently(call: Callable[[], Result]) -> Result:
+    """Call something of the Hub; where it says that it allows no more requests now, call again when it allows them.
+
+    huggingface_hub does so for files, and not for what is asked and said about them.
+
+    Args:
+        call: may be called again: the Hub has done nothing of a request that it answers with 429.
+
+    Raises:
+        HfHubHTTPError: another one, or if it says to wait longer than `LONGEST_WAIT` seconds, or says so again and
+            again.
+    """
+    for attempt in itertools.count():
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            if error.response is None or error.response.status_code != 429:
+                raise
+            wait = _stated_wait(error.response.headers)
+            wait = 2.0**attempt if wait is None else wait
+            if attempt == _ATTEMPTS or wait > LONGEST_WAIT:
+                raise
+            logger.warning("The Hub allows no more requests now: waiting %.0f s, as it says.", wait)
+            time.sleep(wait)
+    raise AssertionError("the loop above has no end")
+
+
+def _stated_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an answer says to wait: `Retry-After` in seconds or as a date, or `RateLimit: ...;t=seconds`."""
+    stated = headers.get("retry-after", "").strip()
+    if stated.isdecimal():
+        return float(stated)
+    if stated:
+        try:
+            until = parsedate_to_datetime(stated)
+        except ValueError:
+            return None
+        return max(0.0, until.timestamp() - time.time())
+    limit = re.search(r";\s*t=(\d+)", headers.get("ratelimit", ""))
+    return float(limit[1]) if limit else None
+
+
 _AGAIN = "Run the same command again: it goes on where it stopped, and nothing is published half."
 
 
@@ -70,6 +124,10 @@ def _status(error: HfHubHTTPError) -> str:
         )
     if code in (409, 412):
         return f"it was changed by somebody else meanwhile, or a name is taken{server}. {_AGAIN}"
+    if code == 429:
+        wait = _stated_wait(error.response.headers)
+        said = "later" if wait is None else f"in {wait:.0f} seconds"
+        return f"the Hub allows no more requests of this token or address now (429){server}. Try again {said}."
     if code is not None and code >= 500:
         return f"the Hub answered with an error of its own ({code}). {_AGAIN}"
     return f"{_first_line(error)}{server}"

@@ -12,12 +12,12 @@ from huggingface_hub import CommitInfo
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from ..job.output import write_json
+from ..privacy import public
 from ..training.run_record import RunRecord, run_record_of
 from . import layout
 from .completing import CardOptions, complete_model_folder, read_quantization
 from .errors import HubError
 from .publishing import CheckedTarget, Target, check_target, publish_folder
-from .records import public
 from .staging import ModelSource, copy_records
 
 

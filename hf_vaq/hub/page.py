@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from ..integration.quantizer import MISSING_PACKAGE
+from ..markdown import code, plain
 from ..version import __version__
 from . import layout
 from .facts import CardFacts
@@ -29,10 +31,11 @@ def page_strings(facts: CardFacts) -> dict[str, Any]:
     ratio = f"1 / {float_size / packed_size:.1f}"
     training = facts.training
     return {
-        "name": _cell(facts.name),
-        "where": facts.where,
+        "name": plain(facts.name),
+        # a string of Python: JSON writes it alike
+        "where": json.dumps(facts.where, ensure_ascii=False),
         "sentence": _sentence(facts),
-        "architecture": f"`{facts.architecture}`, {scheme.parameters:,} parameters",
+        "architecture": f"{code(facts.architecture)}, {scheme.parameters:,} parameters",
         "bits": _bits_sentence(facts),
         "size": f"{_size(packed_size)}, {ratio} of full precision ({_size(float_size)})",
         "classes": f"{facts.num_classes:,}",
@@ -41,19 +44,19 @@ def page_strings(facts: CardFacts) -> dict[str, Any]:
         "missing_package": MISSING_PACKAGE,
         "has_remote_code": facts.has_remote_code,
         "remote_code": layout.REMOTE_CODE,
-        "exports": facts.exports,
+        "exports": {form: [code(file) for file in files] for form, files in facts.exports.items()},
         "accuracies": [_accuracy_row(row) for row in facts.accuracies],
         "measured_by": _measured_by(facts.accuracies),
         "speeds": [
             {
-                "name": _cell(row.name),
+                "name": plain(row.name),
                 "batch_size": row.batch_size,
                 "milliseconds": f"{row.milliseconds:.3g}",
                 "speed_up": "" if row.speed_up is None else f"{row.speed_up:.2f}",
             }
             for row in facts.speeds
         ],
-        "speed_machine": facts.speed_machine,
+        "speed_machine": plain(facts.speed_machine),
         "groups": [_group_row(group) for group in scheme.groups],
         "float_parameters": f"{scheme.float_parameters:,}",
         "float_size": _size(scheme.float_bytes),
@@ -104,7 +107,7 @@ def _provenance(facts: CardFacts) -> list[tuple[str, str]]:
         rows.append(("quantized from", f"[{facts.base_model}](https://huggingface.co/{facts.base_model})"))
     if facts.training and facts.training.dataset:
         known = facts.training.dataset_id
-        link = f"[{known}](https://huggingface.co/datasets/{known})" if known else _cell(facts.training.dataset)
+        link = f"[{known}](https://huggingface.co/datasets/{known})" if known else plain(facts.training.dataset)
         rows.append(("trained on", link))
     return rows
 
@@ -116,8 +119,8 @@ def _accuracy_row(row: Accuracy) -> dict[str, str]:
 
     seed = "" if row.seed is None else f", seed {row.seed}"
     return {
-        "model": _cell(f"{row.model}{seed}"),
-        "images": _cell(f"{row.num_images:,} of {row.dataset}, {row.split}"),
+        "model": plain(f"{row.model}{seed}"),
+        "images": plain(f"{row.num_images:,} of {row.dataset}, {row.split}"),
         "top1": percent(row.top1, row.top1_interval),
         "top5": percent(row.top5, row.top5_interval),
         "size": _size(row.size_bytes),
@@ -159,12 +162,12 @@ def _training_sentence(facts: CardFacts) -> str:
         return ""
     if training.teacher is None:
         return "It was trained on hard labels with the bin regularizer of the method, if its weight below is not 0."
-    return f"It learned from the soft labels of a teacher: {_cell(training.teacher)}."
+    return f"It learned from the soft labels of a teacher: {plain(training.teacher)}."
 
 
 def _training_rows(training: Training) -> list[tuple[str, str]]:
-    rows = [("recipe", f"`{training.recipe}`")] if training.recipe else []
-    rows += [(name, _cell(value)) for name, value in training.settings.items()]
+    rows = [("recipe", code(training.recipe))] if training.recipe else []
+    rows += [(name, plain(value)) for name, value in training.settings.items()]
     if training.steps is not None:
         rows.append(("optimizer steps", f"{training.steps:,}"))
     for name, value in (training.last_log or {}).items():
@@ -202,8 +205,3 @@ def _and(names: Sequence[str]) -> str:
 
 def _size(size: int) -> str:
     return f"{size / 1e6:,.2f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
-
-
-def _cell(text: str) -> str:
-    """Text that does not end a cell of a table."""
-    return str(text).replace("|", "\\|").replace("\n", " ")

@@ -23,7 +23,8 @@ from huggingface_hub.utils import validate_repo_id
 from ..config import QUANT_METHOD
 from ..soft_labels.metadata import METADATA
 from . import layout
-from .errors import LOG_IN, HubError, explained
+from .errors import LOG_IN, HubError, explained, patiently
+from .links import check_links
 
 MODEL, DATASET = "model", "dataset"
 _NO_CONTENT = (".gitattributes", "README.md", "LICENSE", "LICENSE.md", ".gitignore")
@@ -89,7 +90,7 @@ def check_target(target: Target) -> CheckedTarget:
         if (target.token or get_token()) is None:
             raise HubError(f"there is no token for the Hub: {LOG_IN}.")
         api = HfApi(token=target.token)
-        user = api.whoami()
+        user = patiently(api.whoami)
         role = user.get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
             raise HubError(f"the token of {user['name']} may only read; accepted: one with write access ({LOG_IN}).")
@@ -100,7 +101,7 @@ def check_target(target: Target) -> CheckedTarget:
             )
         if "/" not in target.repo_id:
             target = replace(target, repo_id=f"{user['name']}/{target.repo_id}")
-        return _look(api, target)
+        return patiently(lambda: _look(api, target))
 
 
 def _look(api: HfApi, target: Target) -> CheckedTarget:
@@ -176,46 +177,43 @@ def publish_folder(
         report: receives a line at every step.
 
     Raises:
-        HubError: the card or the commit was refused, or the connection was cut.
+        HubError: the card or the commit was refused, the connection was cut, or a link leads out of a folder.
     """
     target = checked.target
+    check_links([folder] if files is None else [folder / name for name in files], folder)
     paths = {name: folder / name for name in files} if files is not None else _files(folder)
     for prefix, place in (extra or {}).items():
+        check_links([place], place)
         paths |= {f"{prefix}/{name}": path for name, path in _files(place).items()}
     additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in paths.items()]
     gone = checked.files - paths.keys() if checked.is_ours else ()
     stale = [name for name in gone if _is_ours(name, target.repo_type)]
     api = HfApi(token=target.token)
     with explained(target.repo_id, "publishing to"):
-        _validate_card(api, folder, target)
+        patiently(lambda: _validate_card(folder, target))
+        place = {"repo_id": target.repo_id, "repo_type": target.repo_type}
         if not checked.exists:
-            api.create_repo(target.repo_id, repo_type=target.repo_type, private=target.private, exist_ok=True)
+            patiently(lambda: api.create_repo(**place, private=target.private, exist_ok=True))
         if target.revision is not None and not checked.branch_exists:
-            api.create_branch(target.repo_id, branch=target.revision, repo_type=target.repo_type, exist_ok=True)
+            branch = target.revision
+            patiently(lambda: api.create_branch(**place, branch=branch, exist_ok=True))
         size = sum(addition.upload_info.size for addition in additions)
         report(f"uploading {len(additions)} files, {size / 1e6:,.2f} MB, to {target.repo_id}")
-        api.preupload_lfs_files(
-            target.repo_id,
-            additions,
-            repo_type=target.repo_type,
-            revision=target.revision,
-            create_pr=target.create_pr,
-            free_memory=False,
-        )
-        return api.create_commit(
-            target.repo_id,
-            [*additions, *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale))],
-            commit_message=target.commit_message or _message(target.repo_type),
-            commit_description=target.commit_description,
-            repo_type=target.repo_type,
-            revision=target.revision,
-            create_pr=target.create_pr,
-            # Somebody else's commit since `check_target` is not overwritten.
-            parent_commit=checked.head,
+        place |= {"revision": target.revision, "create_pr": target.create_pr}
+        patiently(lambda: api.preupload_lfs_files(**place, additions=additions, free_memory=False))
+        return patiently(
+            lambda: api.create_commit(
+                **place,
+                operations=[*additions, *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale))],
+                commit_message=target.commit_message or _message(target.repo_type),
+                commit_description=target.commit_description,
+                # Somebody else's commit since `check_target` is not overwritten.
+                parent_commit=checked.head,
+            )
         )
 
 
-def _validate_card(api: HfApi, folder: Path, target: Target) -> None:
+def _validate_card(folder: Path, target: Target) -> None:
     """Have the Hub check the card's metadata before anything is made or sent there."""
     card_class = DatasetCard if target.repo_type == DATASET else ModelCard
     card = folder / layout.CARD

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,19 @@ class Accuracy:
     top1_interval: tuple[float, float] | None = None
     top5_interval: tuple[float, float] | None = None
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        percent = [self.top1, self.top5, *(self.top1_interval or ()), *(self.top5_interval or ())]
+        if not all(_is_number(value) and 0 <= value <= 100 for value in percent):
+            raise TypeError(f"top1, top5 and their intervals are {percent}; accepted: 0 to 100")
+        for name in ("num_images", "size_bytes"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 < value < 2**63:
+                raise TypeError(f"{name} is {value!r}; accepted: a number above 0")
+        for name in ("model", "dataset", "dataset_id", "split", "config", "revision"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name in ("model", "dataset", "split")):
+                raise TypeError(f"{name} is {value!r}; accepted: text")
 
 
 @dataclass(frozen=True)
@@ -157,14 +171,14 @@ def accuracies_of_evaluation(evaluation: Mapping[str, Any], name: str = "evaluat
             )
             for model in models
         ]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"{name} is not what 'hf-vaq evaluate --output' writes: {type(error).__name__}: {error}."
         ) from error
 
 
-def training_of_recipe(recipe: Mapping[str, Any], name: str | None, log: Sequence[Mapping[str, Any]] = ()) -> Training:
-    """What a `recipe.yaml` and a `training_log.json` say."""
+def training_of_recipe(recipe: Mapping[str, Any], name: str | None) -> Training:
+    """What a `recipe.yaml` says."""
     teacher = recipe.get("teacher", "self")
     start = recipe.get("model")
     if recipe.get("soft_labels"):
@@ -178,15 +192,12 @@ def training_of_recipe(recipe: Mapping[str, Any], name: str | None, log: Sequenc
         dataset=recipe.get("dataset"),
         dataset_id=hub_id(recipe.get("dataset")),
         recipe=name,
-        **_of_log(log),
     )
 
 
-def training_of_arguments(
-    arguments: Mapping[str, Any], teacher: str | None, base_model: str | None, log: Sequence[Mapping[str, Any]]
-) -> Training:
+def training_of_arguments(arguments: Mapping[str, Any], teacher: str | None, base_model: str | None) -> Training:
     """What a trainer's arguments say; it does not know the name of its data set."""
-    return Training(_settings(arguments), teacher, base_model, None, None, **_of_log(log))
+    return Training(_settings(arguments), teacher, base_model, None, None)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -209,26 +220,6 @@ def hub_id(name: str | None) -> str | None:
     plain = all(part and part[0] not in "._-~" and part.replace("-", "").replace(".", "").replace("_", "").isalnum()
                 for part in parts)  # fmt: skip
     return name if len(parts) == 2 and plain else None
-
-
-def public(value: Any) -> Any:
-    """The same JSON or YAML content without what concerns one machine only.
-
-    Tokens and output folders are dropped; of a path that exists here, or is absolute, the last part remains.
-    """
-    if isinstance(value, Mapping):
-        return {key: public(entry) for key, entry in value.items() if not _is_private(str(key))}
-    if isinstance(value, (list, tuple)):
-        return [public(entry) for entry in value]
-    if isinstance(value, str) and "/" in value:
-        path = Path(value).expanduser()
-        if path.is_absolute() or path.exists():
-            return path.name
-    return value
-
-
-def _is_private(key: str) -> bool:
-    return key.endswith("token") or key in ("output_dir", "logging_dir", "run_name", "hub_model_id", "command")
 
 
 _SHOWN = {
@@ -262,13 +253,35 @@ def _settings(values: Mapping[str, Any]) -> dict[str, str]:
     return shown
 
 
-def _of_log(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def last_logged(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields `steps` and `last_log` of a `Training`, of a `training_log.json`."""
     steps = [entry for entry in log if "loss" in entry and "step" in entry]
     if not steps:
         return {}
     names = ("loss", "distillation_loss", "hard_label_loss", "bin_regularizer", "oscillation_percentage")
     last = {name: steps[-1][name] for name in names if name in steps[-1]}
-    return {"steps": max(entry["step"] for entry in log if "step" in entry), "last_log": last}
+    counted = [entry["step"] for entry in log if "step" in entry]
+    for value in (*last.values(), *counted):
+        if not _is_number(value):
+            raise TypeError(f"it logs {value!r}; accepted: numbers")
+    return {"steps": max(counted), "last_log": {name: float(value) for name, value in last.items()}}
+
+
+@contextmanager
+def named_errors(path: Path, writer: str) -> Iterator[None]:
+    """Name the file whose content has another form than it should.
+
+    Raises:
+        ValueError: instead of what using such content raises.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise ValueError(f"{str(path)!r} is not what {writer} writes: {type(error).__name__}: {error}.") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:

@@ -46,7 +46,7 @@ def read_speed(path: Path) -> SpeedRecord:
         machine = describe_machine(content["machine"] | {"threads": content["threads"]})
         busy = "" if content["quiet"] else " Other processes kept the processor busy, so these times say little."
         return SpeedRecord(f"{machine} Medians; compared with eager float32.{busy}", rows)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{path.name} is not what 'hf-vaq benchmark --output' writes: {type(error).__name__}: {error}."
         ) from error

@@ -12,10 +12,13 @@ import yaml
 from ..job import output
 from ..job.models import load_image_processor, load_model
 from ..packing import pack
+from ..privacy import public
+from ..training.oscillation_record import RECORD_FOLDER
 from . import layout
 from .completing import CardOptions, complete_model_folder, read_quantization
 from .figures import draw_figures
-from .records import accuracies_of_evaluation, public, read_json, read_recipe
+from .links import check_links
+from .records import accuracies_of_evaluation, read_json, read_recipe
 from .speed_record import read_speed
 
 Report = Callable[[str], None]
@@ -49,6 +52,18 @@ class ModelSource:
         is_of_run = path.resolve().name in (output.PACKED, output.TRAINED) and (parent / output.RECIPE).is_file()
         return cls(path, parent if is_of_run else None)
 
+    def check_links(self) -> None:
+        """Refuse links out of the folder, or the run, among what may be published.
+
+        Raises:
+            HubError: naming the link and what it leads to.
+        """
+        if self.run is None:
+            check_links([self.model], self.model)
+            return
+        names = (*layout.OWN_NAMES, layout.EVALUATION, output.TRAINED, RECORD_FOLDER)
+        check_links([self.model, *(self.run / name for name in names)], self.run)
+
     @property
     def name(self) -> str:
         """What the model is called when nobody says otherwise."""
@@ -78,6 +93,7 @@ def stage_model(
         ValueError: the model cannot be published as it is; the message says what to do.
     """
     found = ModelSource.find(source)
+    found.check_links()
     quantization = read_quantization(found.model)
     if not (found.model / layout.IMAGE_PROCESSOR).is_file():
         raise ValueError(
@@ -111,7 +127,12 @@ def stage_model(
 
 
 def copy_records(found: ModelSource, folder: Path) -> None:
-    """Copy what lies in the run or beside the model to `folder`, without paths and tokens of this machine."""
+    """Copy what lies in the run or beside the model to `folder`, without paths and tokens of this machine.
+
+    Raises:
+        HubError: something there is a link out of the model's folder, or the run.
+    """
+    found.check_links()
     places = [*([found.run] if found.run else []), found.model]
     for name in (layout.RECIPE, layout.TRAINING):
         if (path := _first(places, name)) is not None:

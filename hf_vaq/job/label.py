@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import datasets
 from accelerate import PartialState
@@ -56,7 +55,7 @@ def label_recipe(recipe: Recipe, report: Callable[[str], None] = lambda message:
         dtype=labels.label_dtype,
         images_per_shard=labels.label_images_per_shard,
         num_workers=training.dataloader_num_workers,
-        dataset_name=_public_name(recipe.data.dataset),
+        dataset_name=recipe.data.dataset,
         split_name=recipe.data.train_split,
         progress=not training.disable_tqdm,
     )
@@ -110,12 +109,6 @@ def _split(recipe: Recipe) -> datasets.Dataset | datasets.IterableDataset:
             f"train_split is {data.train_split!r}; accepted with label_streaming: a whole split, {', '.join(streams)}."
         )
     return streams[data.train_split]
-
-
-def _public_name(dataset: str) -> str:
-    """Leave out where a data set lies on this machine."""
-    path = Path(dataset).expanduser()
-    return path.resolve().name if path.exists() else dataset
 
 
 def _silent(message: str) -> None:

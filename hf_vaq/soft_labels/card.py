@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
+import yaml
+
+from ..markdown import code, plain
 from .metadata import METADATA, StoreMetadata
 
 TEMPLATE = """---
-pretty_name: Soft labels of {teacher_name} for {dataset_name}
-task_categories:
-- image-classification
-tags:
-- soft-labels
-- knowledge-distillation
-- hf_vaq
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/*.arrow
----
+{header}---
 
-# Soft labels of {teacher_name} for {dataset_name}
+# {title}
 
 What a teacher says of {crops} random-resized crops of each of {images:,} images. The images themselves are not in
 here. A student learns from these labels without running the teacher, with
@@ -27,11 +18,11 @@ here. A student learns from these labels without running the teacher, with
 
 | | |
 |---|---|
-| teacher | `{teacher}` |
+| teacher | {teacher} |
 | teacher revision | {revision} |
 | teacher fingerprint | `{fingerprint}` (BLAKE2b of its weights) |
 | teacher input | {height} x {width} pixels, {dtype} |
-| images | `{dataset}`{config}{split}, column `{column}` |
+| images | {dataset}{config}{split}, column {column} |
 | source fingerprint | `{source}` (BLAKE2b of the images' digests, in order) |
 | crops an image | {crops} |
 | augmentation | random-resized crops of {low:g} to {high:g} of the area, width / height {narrow:.4g} to {wide:.4g}, \
@@ -61,24 +52,32 @@ labels[0]["probabilities"].shape  # {shape}
 """
 
 
+_HEADER = {
+    "task_categories": ["image-classification"],
+    "tags": ["soft-labels", "knowledge-distillation", "hf_vaq"],
+    "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.arrow"}]}],
+}
+
+
 def store_card(metadata: StoreMetadata) -> str:
     """Return the card."""
     settings = metadata.settings
+    title = f"Soft labels of {_last_part(settings.teacher)} for {_last_part(settings.dataset)}"
     full = settings.top_k is None
     width = settings.layout.class_type
     return TEMPLATE.format(
-        teacher=settings.teacher,
-        teacher_name=_last_part(settings.teacher),
-        revision=f"`{settings.teacher_revision}`" if settings.teacher_revision else "none (a local model)",
+        header=yaml.safe_dump({"pretty_name": title, **_HEADER}, sort_keys=False, allow_unicode=True, width=1000),
+        title=plain(title),
+        teacher=code(settings.teacher),
+        revision=code(settings.teacher_revision) if settings.teacher_revision else "none (a local model)",
         fingerprint=settings.teacher_fingerprint,
         height=settings.teacher_image_size[0],
         width=settings.teacher_image_size[1],
         dtype=settings.teacher_dtype,
-        dataset=settings.dataset,
-        dataset_name=_last_part(settings.dataset),
-        config=f", configuration `{settings.dataset_config}`" if settings.dataset_config else "",
-        split=f", split `{settings.split}`" if settings.split else "",
-        column=settings.image_column,
+        dataset=code(settings.dataset),
+        config=f", configuration {code(settings.dataset_config)}" if settings.dataset_config else "",
+        split=f", split {code(settings.split)}" if settings.split else "",
+        column=code(settings.image_column),
         source=metadata.source_fingerprint,
         images=metadata.num_images,
         crops=settings.crops_per_image,

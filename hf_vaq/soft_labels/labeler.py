@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count, groupby, islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..privacy import public
 from ..processes import on_main_process
 from .crops import INTERPOLATIONS, CropSampling, cut_crop, draw_crops
 from .images import EncodedImage, EncodedImages
@@ -82,7 +84,7 @@ def label_dataset(
 
     Raises:
         ValueError: bad arguments, or a folder that holds something else; before any labelling. Or a teacher whose
-            probabilities are not finite, naming the image.
+            probabilities are not finite, naming the image. Or another process that labels into the folder.
         ImageDecodeError: an image cannot be read, naming it.
     """
     for name, value, least in (("crops_per_image", crops_per_image, 1), ("batch_size", batch_size, 1)):
@@ -112,7 +114,7 @@ def label_dataset(
         horizontal_flip=sampling.horizontal_flip,
         seed=sampling.seed,
         interpolation=model.interpolation,
-        dataset=dataset_name or info.dataset_name or "in memory",
+        dataset=public(dataset_name or info.dataset_name or "in memory"),
         dataset_config=None if info.config_name in (None, "default") else info.config_name,
         split=split_name or (None if split.split is None else str(split.split)),
         image_column=image_column,
@@ -155,10 +157,11 @@ class _Labeling:
         self.rows_seen = 0
 
     def run(self, num_workers: int, progress: bool) -> SoftLabelStore:
-        if not on_main_process(lambda: self.store.claim(self.images)):
-            self._label(self._missing_shards(), num_workers, progress)
-            if self.state.is_main_process:
-                self.store.finish(self.rows_seen if self.images.streams else len(self.images))
+        with ExitStack() as held:
+            if not on_main_process(lambda: self.store.claim(self.images, held)):
+                self._label(self._missing_shards(), num_workers, progress)
+                if self.state.is_main_process:
+                    self.store.finish(self.rows_seen if self.images.streams else len(self.images))
         self.store.wait()
         return SoftLabelStore(self.store.folder)
 

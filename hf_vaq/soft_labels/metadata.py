@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json
+from .crops import INTERPOLATIONS
 from .records import RecordLayout
 
 FORMAT = "hf_vaq soft labels"
@@ -77,6 +78,11 @@ class LabelSettings:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
+def shard_file(number: int) -> str:
+    """Return the path of a shard below the folder of its store."""
+    return f"data/labels-{number:05d}.arrow"
+
+
 @dataclass(frozen=True)
 class Shard:
     """One file of a store: its path below the store's folder, rows, size in bytes and CRC-32."""
@@ -113,6 +119,27 @@ class StoreMetadata:
         """Bytes on the disk per crop, everything counted."""
         return self.num_bytes / (self.num_images * self.settings.crops_per_image)
 
+    def _check(self) -> None:
+        """Raise a `ValueError` for what no store says of itself."""
+        settings, size = self.settings, self.settings.images_per_shard
+        most = len(settings.label_names)
+        for name, value, high in (
+            ("crops_per_image", settings.crops_per_image, 2**31),
+            ("images_per_shard", size, 2**31),
+            ("num_images", self.num_images, 2**32),
+            ("top_k", 1 if settings.top_k is None else settings.top_k, most),
+        ):
+            if type(value) is not int or not 1 <= value <= high:
+                raise ValueError(f"{name} is {value!r}; accepted: 1 to {high}")
+        if settings.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation is {settings.interpolation!r}; accepted: {', '.join(INTERPOLATIONS)}")
+        rows = [min(size, self.num_images - first) for first in range(0, self.num_images, size)]
+        if [(shard.file, shard.images) for shard in self.shards] != [(shard_file(i), n) for i, n in enumerate(rows)]:
+            raise ValueError(
+                f"shards are not {shard_file(0)} to {shard_file(len(rows) - 1)} with the rows of num_images and"
+                " images_per_shard"
+            )
+
     def write(self, folder: Path) -> None:
         """Write `soft_labels.json`: with it the store is complete."""
         write_json(folder / METADATA, {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)})
@@ -129,13 +156,15 @@ class StoreMetadata:
             content = json.loads(path.read_text(encoding="utf-8"))
             version = content["format_version"] if content["format"] == FORMAT else None
             if version == FORMAT_VERSION:
-                return cls(
+                metadata = cls(
                     LabelSettings.from_dict(content["settings"]),
                     content["num_images"],
                     content["source_fingerprint"],
                     tuple(Shard(**shard) for shard in content["shards"]),
                 )
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+                metadata._check()
+                return metadata
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} is damaged: {type(error).__name__}: {error}.") from error
         raise ValueError(
             f"{str(path)!r} has format_version {version!r}; this version of hf_vaq reads {FORMAT_VERSION}: upgrade it."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import datasets
@@ -60,7 +61,7 @@ class RecordLayout:
         """Rows of a record batch, the unit in which a store is read: about 64 KiB."""
         return max(1, int(_BYTES_PER_BATCH // (self.crops * self.bytes_per_crop)))
 
-    @property
+    @functools.cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema, with the features that `datasets.load_dataset` gives the columns."""
         values = self.top_k or self.num_classes
@@ -100,19 +101,30 @@ class RecordLayout:
         columns["probabilities"] = per_crop([row.probabilities.astype(np.float16) for row in rows])
         return pa.record_batch(list(columns.values()), schema=self.schema)
 
-    def decode(self, batch: pa.RecordBatch, row: int) -> ImageLabels:
-        """Return one row of a record batch; the arrays are views of it, but for the flips."""
+    def decode(self, batch: pa.RecordBatch, row: int | None = None) -> ImageLabels:
+        """Return one row of a record batch, or all of them; the arrays are views of it, but for the flips.
+
+        Raises:
+            ValueError: the batch has other columns, or rows without a value.
+        """
+        if not batch.schema.equals(self.schema):
+            raise ValueError("its columns or their types are not those of its soft_labels.json")
+        if any(column.null_count for column in batch.columns):
+            raise ValueError("a row lacks a value")
+        rows = slice(None) if row is None else row
 
         def per_crop(name: str) -> np.ndarray:
             values = batch.column(name).values.values
-            width = len(values) // (batch.num_rows * self.crops)
-            return values.to_numpy().reshape(batch.num_rows, self.crops, width)[row]
+            if values.null_count:
+                raise ValueError(f"column {name!r} lacks a value")
+            return values.to_numpy().reshape(batch.num_rows, self.crops, -1)[rows]
 
-        flips = batch.column("flips").values.slice(row * self.crops, self.crops)
+        digests = batch.column("digest").to_numpy()
+        flips = batch.column("flips").values.to_numpy(zero_copy_only=False)
         return ImageLabels(
             boxes=per_crop("boxes"),
-            flips=flips.to_numpy(zero_copy_only=False),
+            flips=flips.reshape(batch.num_rows, self.crops)[rows],
             classes=None if self.top_k is None else per_crop("classes"),
             probabilities=per_crop("probabilities"),
-            digest=batch.column("digest")[row].as_py(),
+            digest=digests if row is None else int(digests[row]),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from .metadata import METADATA, LabelSettings, Shard, StoreMetadata
 from .records import ImageLabels
+from .values import impossible_label
 
 PLAN = ".labeling.json"
 _OPEN_SHARDS = 64
@@ -50,6 +52,7 @@ class SoftLabelStore:
         self.metadata = StoreMetadata.read(self.folder)
         self._layout = self.settings.layout
         self._readers: OrderedDict[int, pa.ipc.RecordBatchFileReader] = OrderedDict()
+        self._verified = False
         for shard in self.metadata.shards:
             self._check_size(shard)
 
@@ -89,7 +92,8 @@ class SoftLabelStore:
 
         Raises:
             IndexError: there is no such image.
-            DamagedStoreError: the shard it stands in is damaged.
+            DamagedStoreError: the shard it stands in is damaged, or holds what no teacher says (looked for unless
+                `verify` has done so).
         """
         if not 0 <= image < len(self):
             raise IndexError(f"image {image} of a store with {len(self)} images.")
@@ -97,16 +101,22 @@ class SoftLabelStore:
         batch, row = divmod(row, self._layout.images_per_batch)
         shard = self.metadata.shards[index]
         try:
-            return self._layout.decode(self._reader(index).get_batch(batch), row)
+            stored = self._reader(index).get_batch(batch)
+            labels = self._layout.decode(stored, row)
+            if not self._verified:
+                self._check_values(labels, stored.column("image").to_numpy()[row], image)
+            return labels
         except (pa.ArrowException, OSError, ValueError, IndexError) as error:
             raise DamagedStoreError(f"{self._path(shard)} is damaged (image {image}): {error}") from error
 
     def verify(self) -> None:
-        """Read every shard and compare it with its checksum.
+        """Read every shard, compare it with its checksum, and see whether its labels can be.
 
         Raises:
-            DamagedStoreError: naming the first damaged shard.
+            DamagedStoreError: naming the first damaged shard, or the first crop whose box, classes or probabilities
+                cannot be.
         """
+        fingerprint, first = blake2b(digest_size=16), 0
         for shard in self.metadata.shards:
             self._check_size(shard)
             found = file_checksum(self._path(shard))
@@ -115,6 +125,21 @@ class SoftLabelStore:
                     f"{self._path(shard)} is damaged: its CRC-32 is {found:08x}, expected {shard.crc32:08x}. Copy it "
                     "again, or remove the store and label anew."
                 )
+            try:
+                with pa.OSFile(str(self._path(shard))) as file:
+                    reader = pa.ipc.open_file(file)
+                    for batch in map(reader.get_batch, range(reader.num_record_batches)):
+                        labels = self._layout.decode(batch)
+                        self._check_values(labels, batch.column("image").to_numpy(), first)
+                        fingerprint.update(labels.digest.astype("<u8").tobytes())
+                        first += batch.num_rows
+            except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+                raise DamagedStoreError(f"{self._path(shard)} is damaged: {error}") from error
+        if fingerprint.hexdigest() != self.metadata.source_fingerprint:
+            raise DamagedStoreError(
+                f"{self.folder / METADATA} is damaged: its source_fingerprint is not that of the images in the shards."
+            )
+        self._verified = True
 
     def digests(self) -> np.ndarray:
         """Return what every image is recognised by, in order, uint64 (images,)."""
@@ -163,6 +188,14 @@ class SoftLabelStore:
             overwrite=overwrite,
         )
         return str(push_labels(self, target).commit_url)
+
+    def _check_values(self, labels: ImageLabels, numbers: np.ndarray, first: int) -> None:
+        """Look at the labels of one image or several, and at their numbers, which go from `first` on."""
+        if not np.array_equal(numbers, first + np.arange(numbers.size).reshape(numbers.shape)):
+            raise ValueError(f"its images are not numbered from {first} on")
+        if (found := impossible_label(labels, self.num_classes)) is not None:
+            (*row, crop), what = found
+            raise ValueError(f"image {first + sum(row)}, crop {crop}: {what}")
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / shard.file

@@ -16,6 +16,7 @@ from transformers import ViTImageProcessor
 import hf_vaq
 from hf_vaq import QuantConfig
 from hf_vaq.cli import main
+from hf_vaq.cli.analyze.common import short_name
 from hf_vaq.recipe import load_recipe
 
 DIGITS = ["--dataset", "digits", "--split", "test[:24]", "--train_split", "train[:16]", "--device", "cpu"]
@@ -97,6 +98,10 @@ def test_variation_compares_models_and_their_activations(models, tmp_path, capsy
     assert set(results["images"].values()) == {3}
     modules = pandas.read_parquet(tmp_path / "all" / "tables" / "modules.parquet")
     assert set(modules["tensor"]) == {"weight", "input", "output"}
+
+
+def test_a_name_that_is_no_unicode_becomes_text():
+    assert short_name("models/vit\udcff/packed") == "vit?/packed"
 
 
 def test_oscillation_shows_two_runs_side_by_side(models, tmp_path, capsys):

@@ -3,14 +3,20 @@
 import io
 import json
 import re
+from html import escape as html_escape
 
 import pandas
 import pytest
+from analysis_helpers import TINY
+from helpers import build
 from PIL import Image
 
+from hf_vaq.analysis import analyze_variation
 from hf_vaq.analysis.figures import DARK, LIGHT, render
-from hf_vaq.analysis.figures.style import new_figure
-from hf_vaq.analysis.report import CodeBlock, FigureBlock, Report, TableBlock, TextBlock
+from hf_vaq.analysis.figures.style import new_figure, styled
+from hf_vaq.analysis.figures.variation import draw_depth
+from hf_vaq.analysis.report import CodeBlock, FigureBlock, Report, TableBlock, TextBlock, writing
+from hf_vaq.analysis.report.variation import variation_report
 from hf_vaq.analysis.report.writing import claim_folder, write_analysis
 
 
@@ -45,6 +51,49 @@ def test_figures_differ_between_light_and_dark_in_their_colours_only():
     pictures = [Image.open(io.BytesIO(render(draw, theme))).convert("RGB") for theme in (LIGHT, DARK)]
     assert pictures[0].size == pictures[1].size
     assert [picture.getpixel((0, 0)) for picture in pictures] == [(255, 255, 255), (0x16, 0x19, 0x1D)]
+
+
+@pytest.mark.parametrize("name", ["vit_$\\w2a2$ {x}^ %s", "_hidden$", "<b>&\nb"])
+def test_names_are_text_in_figures_pages_and_numbers(name, tmp_path):
+    result = analyze_variation({name: build("vit", **TINY)})
+    report = variation_report(result, {"Models": name}, f"hf-vaq analyze {name}")
+    write_analysis(tmp_path, report, {"models": [name]}, {})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"models": [name]}
+    html = (tmp_path / "report.html").read_text()
+    assert html_escape(name) in html and "<b>" not in html
+    with styled(LIGHT):
+        (legend,) = draw_depth(result, LIGHT, "weight").legends
+    assert [text.get_text() for text in legend.get_texts()] == [name]
+
+
+def test_what_was_measured_is_written_before_anything_is_drawn(tmp_path):
+    def fail(theme):
+        raise RuntimeError("no ink")
+
+    blocks = [FigureBlock("line", fail, "A caption.", "a line")]
+    broken = Report("Title", "What was found.", {}, "hf-vaq analyze x", [("Section", blocks)])
+    with pytest.raises(
+        ValueError, match=rf"cannot be drawn \(RuntimeError: no ink\); the numbers are in '{tmp_path}'"
+    ):
+        write_analysis(tmp_path, broken, {"top1": 12.5}, {"rows": pandas.DataFrame({"a": [1]})})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"top1": 12.5}
+    assert pandas.read_parquet(tmp_path / "tables" / "rows.parquet")["a"].tolist() == [1]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("figures", "a file"), ("tables", "a file"), ("results.json", "a folder")])
+def test_a_folder_in_which_the_results_have_no_place_is_refused_before_the_work(tmp_path, name, kind):
+    if kind == "a folder":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"holds {kind} '{name}', which is not from an analysis"):
+        claim_folder(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "write_problem", lambda folder: "No space left on device")
+    with pytest.raises(ValueError, match="cannot be written: No space left on device"):
+        claim_folder(tmp_path)
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)

@@ -54,12 +54,13 @@ class Repository:
 
 @dataclass
 class Failure:
-    """What to do, so many times, instead of answering: send a status, or (None) cut the connection."""
+    """What to do, so many times, instead of answering: send a status with headers, or (None) cut the connection."""
 
     method: str
     path: str
     status: int | None
     times: int = 1
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Hub:
@@ -74,9 +75,9 @@ class Hub:
         self.endpoint = ""
         self._lock = threading.Lock()
 
-    def fail(self, method: str, path: str, status: int | None, times: int = 1) -> None:
+    def fail(self, method: str, path: str, status: int | None, times: int = 1, **headers: str) -> None:
         """Fail the next requests whose path matches the regular expression."""
-        self.failures.append(Failure(method, path, status, times))
+        self.failures.append(Failure(method, path, status, times, headers))
 
     def due_failure(self, method: str, path: str) -> Failure | None:
         with self._lock:
@@ -120,8 +121,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def refuse(self, status: int, code: str, message: str = "") -> None:
-        self.answer(status, {"error": message or code}, X_Error_Code=code, X_Error_Message=message or code)
+    def refuse(self, status: int, code: str, message: str = "", **headers: str) -> None:
+        self.answer(status, {"error": message or code}, X_Error_Code=code, X_Error_Message=message or code, **headers)
 
     def read_body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -147,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.body = self.read_body()
         if failure is not None:
-            self.refuse(failure.status, "Arranged", "arranged by the test")
+            self.refuse(failure.status, "Arranged", "arranged by the test", **failure.headers)
             return
         for pattern, respond in ROUTES:
             match = re.fullmatch(pattern, path)

@@ -1,12 +1,13 @@
 """Cards: compared whole with a stored copy, read back by the Hub's own classes, true to the files they come from."""
 
+import ast
 import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
-from card_helpers import EVALUATION, OPTIONS, STORED_CARD, write_full_folder
+from card_helpers import EVALUATION, OPTIONS, RECIPE, RESULTS, STORED_CARD, write_full_folder
 from helpers import FAMILIES, build, images
 from huggingface_hub import EvalResult, ModelCard
 from safetensors import safe_open
@@ -15,7 +16,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 import hf_vaq
 from hf_vaq import QuantConfig
 from hf_vaq.hub import CardOptions, complete_model_folder
-from hf_vaq.hub.records import accuracies_of_evaluation, hub_id, public
+from hf_vaq.hub.records import accuracies_of_evaluation, hub_id
 from hf_vaq.hub.scheme import describe_scheme, planned_scheme
 from hf_vaq.version import __version__
 
@@ -132,15 +133,40 @@ def test_ids_on_the_hub_are_told_from_folders(tmp_path, monkeypatch):
         assert hub_id(name) is None, name
 
 
-def test_content_becomes_public_without_paths_and_tokens(tmp_path):
-    private = {
-        "token": "a",
-        "hub_token": "b",
-        "output_dir": "c",
-        "dataset": str(tmp_path),
-        "rest": ["x/y", {"z": "/q/r"}],
-    }
-    assert public(private) == {"dataset": tmp_path.name, "rest": ["x/y", {"z": "r"}]}
+@pytest.mark.parametrize(
+    "name",
+    ["run: w2a2", "x # y", "a\nlicense: mit", "a\n---\nb", "a|b", "<script>", '"; import os; "', "```", "{{ 7 }}"],
+)
+def test_names_are_text_in_every_part_of_a_card(name, tmp_path):
+    write_full_folder(tmp_path)
+    recipe = json.dumps(RECIPE | {"teacher": name, "lr_scheduler_type": name})
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS | {"dataset": name, "split": name, "recipe": name}))
+    facts = complete_model_folder(tmp_path, CardOptions(name=name, where=name, tags=[name]))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.model_name == name and name in card.data.tags and card.data.license is None
+    assert {result.dataset_name for result in card.data.eval_results} == {name, "zoo/photographs"}
+    assert "<script>" not in re.sub(r"`[^`\n]+`|```python.*?```", "", card.text.replace("\\<", ""), flags=re.S)
+    rows = [line for line in card.text.splitlines() if line.startswith("| ")]
+    stored = STORED_CARD.read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 1 + len([line for line in stored if line.startswith("| ")])  # the schedule
+    calls = [line for line in card.text.splitlines() if "from_pretrained(" in line]
+    for line in calls:
+        (call,) = (node for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Call))
+        assert call.args[0].value == facts.where == name
+
+
+def test_secrets_of_a_recipe_reach_no_card(tmp_path):
+    write_full_folder(tmp_path)
+    place = "s3://KEY:SECRET@bucket/photos"
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps(RECIPE | {"dataset": place, "soft_labels": "file:///home/me/labels"})
+    )
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS | {"dataset": place, "api_key": "SECRET"}))
+    complete_model_folder(tmp_path)
+    text = text_of(tmp_path)
+    assert "s3://bucket/photos" in text and "stored soft labels, labels." in text
+    assert "SECRET" not in text and "KEY" not in text and "/home/me" not in text
 
 
 def test_evaluations_of_several_packed_models_and_other_files_are_refused():
@@ -158,6 +184,26 @@ def test_damaged_files_beside_a_model_are_named(tmp_path):
         complete_model_folder(tmp_path)
     (tmp_path / "benchmark.json").write_text("{")
     with pytest.raises(ValueError, match=r"benchmark\.json' is no JSON file"):
+        complete_model_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("results.json", RESULTS | {"quantized": RESULTS["quantized"] | {"top1": "90"}}),
+        ("results.json", RESULTS | {"full_precision": RESULTS["full_precision"] | {"size_bytes": 10**400}}),
+        ("results.json", RESULTS | {"dataset": ["x"]}),
+        ("results.json", []),
+        ("evaluation/zoo.json", EVALUATION | {"data": EVALUATION["data"] | {"num_images": None}}),
+        ("training_log.json", [{"loss": "low", "step": 1}]),
+        ("training_log.json", 5),
+        ("recipe.yaml", RECIPE | {"model": 5}),
+    ],
+)
+def test_files_of_another_form_beside_a_model_are_named(file, content, tmp_path):
+    write_full_folder(tmp_path)
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{re.escape(file)}'? is not what .* writes?: "):
         complete_model_folder(tmp_path)
 
 

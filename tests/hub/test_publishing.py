@@ -149,6 +149,30 @@ def test_a_large_file_is_sent_again_after_a_cut_connection(client, failing_hub, 
     assert "model.safetensors" in failing_hub.files("tester/cut")
 
 
+def test_what_the_hub_does_not_allow_now_is_asked_again_when_it_does(client, failing_hub, models):
+    steps = [
+        ("GET", "/api/whoami"),
+        ("GET", "/api/models/tester/limited"),
+        ("POST", "/api/validate-yaml"),
+        ("POST", "/api/repos/create"),
+        ("POST", "/api/models/tester/limited/branch/"),
+        ("POST", "/api/models/tester/limited/commit/"),
+    ]
+    before = [failing_hub.count(*step) for step in steps]
+    for step in steps:
+        failing_hub.fail(*step, 429, times=2, Retry_After="0")
+    assert client.hf_vaq("push", models.packed, "tester/limited", "--revision", "new") == 0, client.text
+    assert all(failing_hub.count(*step) - known >= 3 for step, known in zip(steps, before, strict=True))
+    assert failing_hub.titles("tester/limited", revision="new") == ["Upload packed model"]
+
+
+def test_a_limit_that_lasts_is_said_with_its_time_and_publishes_nothing(client, failing_hub, models):
+    failing_hub.fail("POST", "/api/models/tester/lasting/commit/", 429, times=9, Retry_After="7200")
+    assert client.hf_vaq("push", models.packed, "tester/lasting") == 1
+    assert "allows no more requests" in client.text and "Try again in 7200 seconds." in client.text
+    assert failing_hub.files("tester/lasting") == {}
+
+
 @pytest.mark.parametrize("status, words", [(500, "error of its own (500)"), (409, "changed by somebody else")])
 def test_an_error_of_the_hub_at_the_commit_publishes_nothing(client, failing_hub, models, status, words):
     failing_hub.fail("POST", f"/api/models/tester/refused-{status}/commit/", status)

@@ -13,8 +13,9 @@ from transformers import TimmWrapperConfig
 
 from hf_vaq import files
 from hf_vaq.data import ImageDecodeError
-from hf_vaq.soft_labels import CropSampling, SoftLabelStore, draw_crops, label_dataset
+from hf_vaq.soft_labels import CropSampling, DamagedStoreError, SoftLabelStore, draw_crops, label_dataset, lock
 from hf_vaq.soft_labels.teacher import LabelingTeacher
+from hf_vaq.soft_labels.unfinished import UnfinishedStore
 
 
 def expected_labels(images, model, index, crops=6, seed=0, side=SIZE):
@@ -147,6 +148,59 @@ def test_a_labelling_that_is_killed_again_and_again_ends_as_if_it_was_not(tmp_pa
         assert deaths < 20, "every sitting must get further"
     assert deaths >= 2
     assert files_of(folder) == files_of(whole.folder)
+
+
+def test_a_shard_that_is_damaged_before_the_store_is_finished_is_labelled_anew(tmp_path, whole):
+    folder = tmp_path / "store"
+    run_and_kill(folder, 22)
+    shard = folder / "data" / "labels-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+    store_of(photographs(), folder)
+    assert files_of(folder) == files_of(whole.folder)
+
+
+def test_a_shard_that_is_damaged_while_others_are_made_stops_the_store(tmp_path, whole, monkeypatch):
+    folder, finish = tmp_path / "store", UnfinishedStore.finish
+
+    def damage_and_finish(store, num_images):
+        shard = folder / "data" / "labels-00001.arrow"
+        shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+        finish(store, num_images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnfinishedStore, "finish", damage_and_finish)
+        with pytest.raises(DamagedStoreError, match=r"labels-00001\.arrow is damaged: it is not what was written"):
+            store_of(photographs(), folder)
+    store_of(photographs(), folder)
+    assert files_of(folder) == files_of(whole.folder)
+
+
+def test_one_labelling_at_a_time_in_a_folder(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0)
+    folder = tmp_path / "store"
+    run_and_kill(folder, 14)  # its lock ended with it
+    with lock.sole_user(folder):
+        before = files_of(folder)
+        with pytest.raises(ValueError, match=rf"'{folder}' is being written by process {os.getpid()} on .*; wait"):
+            store_of(photographs(), folder)
+        assert files_of(folder) == before
+    store_of(photographs(), folder)
+    assert files_of(folder) == files_of(whole.folder)
+
+
+def test_who_comes_while_the_last_shard_is_written_gets_the_store(tmp_path, whole):
+    child = os.fork()
+    if child == 0:
+        try:
+            store_of(photographs(), tmp_path / "store")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert store_of(photographs(), tmp_path / "store").metadata == whole.metadata
+    assert os.waitpid(child, 0)[1] == 0
+    assert files_of(tmp_path / "store") == files_of(whole.folder)
 
 
 def test_an_interrupted_store_is_refused_with_the_way_out(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ def styled(theme: Theme) -> AbstractContextManager[None]:
             "lines.linewidth": 1.6,
             "lines.markersize": 5,
             "font.family": "DejaVu Sans",
+            "text.parse_math": False,  # names of models and folders may hold $ and backslashes
             "image.cmap": theme.heat,
         }
     )
@@ -107,8 +109,17 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -
 
 def one_legend(figure: Figure, axes: Any, columns: int = 4) -> None:
     """Put the legend of `axes` above the whole figure."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+    # Not get_legend_handles_labels: it leaves out names that begin with an underscore, as names of models may.
+    handles = [line for line in (*axes.get_lines(), *axes.containers) if not _is_automatic(str(line.get_label()))]
+    texts = [str(handle.get_label()) for handle in handles]
+    legend = figure.legend(handles, ["-"] * len(handles), loc="outside upper left", ncols=columns)
+    for shown, text in zip(legend.get_texts(), texts, strict=True):
+        shown.set_text(text)
+
+
+def _is_automatic(label: str) -> bool:
+    """Whether matplotlib made up the label of a line that was given none."""
+    return label == "_nolegend_" or re.fullmatch(r"_(child|container)\d+", label) is not None
 
 
 def line_style(theme: Theme, index: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...files import write_problem
 from .page import Report
 
 if TYPE_CHECKING:
@@ -38,29 +39,47 @@ def claim_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
             f"output {str(folder)!r} holds {foreign[0]!r}, which is not from an analysis; accepted: a new or empty"
             " folder, or one of an earlier analysis."
         )
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"output {str(folder)!r} cannot be written.")
+    for name in sorted(known & set(os.listdir(folder))):
+        if (folder / name).is_dir() != (name in (TABLES, FIGURES, CACHE)):
+            kind = "a folder" if (folder / name).is_dir() else "a file"
+            raise ValueError(f"output {str(folder)!r} holds {kind} {name!r}, which is not from an analysis.")
+    for place in (folder, folder / TABLES, folder / FIGURES):
+        if place.is_dir() and (problem := write_problem(place)) is not None:
+            raise ValueError(f"output {str(place)!r} cannot be written: {problem}.")
 
 
 def write_analysis(
     folder: Path, report: Report, results: Mapping[str, Any], tables: Mapping[str, pandas.DataFrame]
 ) -> None:
-    """Write report, numbers, tables (Parquet) and figures (PNG); every file appears whole or not at all.
+    """Write numbers, tables (Parquet), figures (PNG) and report; every file appears whole or not at all.
+
+    What was measured is on the disk before anything is drawn.
 
     Args:
         folder: made if it does not exist.
         report: the page.
         results: what JSON can hold; NaN and infinity become null.
         tables: by the name of their file.
+
+    Raises:
+        ValueError: a figure, or the page, cannot be made; the numbers are written.
     """
-    figures = report.figures()
-    for name, image in figures.items():
-        _write(folder / FIGURES / f"{name}.png", image)
+    # A name that is no Unicode (of a folder) becomes an escape of JSON.
+    text = json.dumps(_plain(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    _write(folder / RESULTS, text.encode(errors="backslashreplace"))
     for name, table in tables.items():
         _write(folder / TABLES / f"{name}.parquet", table.to_parquet(index=False))
-    text = json.dumps(_plain(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    _write(folder / RESULTS, text.encode())
-    _write(folder / REPORT, report.to_html(figures).encode())
+    try:
+        figures = report.figures()
+        page = report.to_html(figures)
+    except Exception as error:
+        raise ValueError(
+            f"the report cannot be drawn ({type(error).__name__}: {error}); the numbers are in {str(folder)!r}:"
+            f" {RESULTS} and {TABLES}."
+        ) from error
+    for name, image in figures.items():
+        _write(folder / FIGURES / f"{name}.png", image)
+    _write(folder / REPORT, page.encode(errors="xmlcharrefreplace"))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -58,9 +58,10 @@ def command_of(arguments: argparse.Namespace) -> str:
 
 def short_name(model: str) -> str:
     """Name of a model in titles and folders: of a run's folders (float, trained) with the run's name."""
-    parts = [part for part in str(model).rstrip("/").split("/") if part not in ("", ".", "..")]
+    model = str(model).encode(errors="replace").decode()  # names of folders need not be Unicode; tables and pages are
+    parts = [part for part in model.rstrip("/").split("/") if part not in ("", ".", "..")]
     own = ("float", "trained", "packed")
-    return "/".join(parts[-2:] if parts and parts[-1] in own else parts[-1:]) or str(model)
+    return "/".join(parts[-2:] if parts and parts[-1] in own else parts[-1:]) or model
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -39,7 +39,7 @@ def load(settings: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
 
 def preprocess(picture: Image.Image, steps: dict[str, Any]) -> np.ndarray:
     """From a PIL image to float32 (channels, height, width); `steps` is the entry "image" of the settings."""
-    picture = picture.convert("RGB")
+    picture = as_rgb(picture)
     if steps["resize"] is not None:
         picture = picture.resize(resized_shape(picture, steps["resize"]), resample=steps["resample"])
     if steps["crop"] is not None:
@@ -50,6 +50,31 @@ def preprocess(picture: Image.Image, steps: dict[str, Any]) -> np.ndarray:
     if steps["mean"] is not None:
         values = (values - np.asarray(steps["mean"], np.float32)) / np.asarray(steps["std"], np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture in RGB, 8 bits a channel, turned as its EXIF orientation says.
+
+    Palettes, grey, CMYK and transparency (which is dropped) become what Pillow makes of them. Grey levels of more than
+    8 bits, which Pillow would cut off at 255, keep their order: those of 16 bits are divided by 257, so that black and
+    white stay what they are, and floating-point ones from 0 to 1 multiplied by 255. Levels in 32-bit integers are
+    8-bit ones where none is above 255, and 16-bit ones otherwise.
+
+    Raises:
+        ValueError: grey levels of another range.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        levels = np.asarray(picture).astype(np.float64)
+        low, high = levels.min(), levels.max()
+        accepted = 1 if picture.mode == "F" else 65535
+        if not (low >= 0 and high <= accepted):  # NaN is neither
+            raise ValueError(
+                f"its grey levels (mode {picture.mode}) go from {low:g} to {high:g}; accepted: 0 to {accepted}."
+            )
+        scale = 255 if picture.mode == "F" else 1 if picture.mode == "I" and high <= 255 else 1 / 257
+        picture = Image.fromarray(np.rint(levels * scale).astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def resized_shape(picture: Image.Image, size: dict[str, int]) -> tuple[int, int]:
@@ -67,8 +92,13 @@ def main(paths: list[str]) -> None:
     if not paths:
         sys.exit(__doc__)
     settings = read_settings()
-    run = load(settings)
-    logits = run(np.stack([preprocess(Image.open(path), settings["image"]) for path in paths]))
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(preprocess(Image.open(path), settings["image"]))
+        except (OSError, SyntaxError, ValueError) as error:
+            sys.exit(f"{path}: {error}")
+    logits = load(settings)(np.stack(pictures))
     for path, row in zip(paths, logits, strict=True):
         probabilities = np.exp(row - row.max())
         best = int(row.argmax())
