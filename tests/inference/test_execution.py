@@ -229,6 +229,14 @@ def test_scales_keep_their_precision_on_the_way_to_a_type_and_back():
     assert len(before) > 20 and all(torch.equal(after[name], x) for name, x in before.items())
 
 
+def test_a_model_in_half_precision_is_saved_and_loaded_again(tmp_path):
+    model = packed("deit").to(torch.float16)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, dtype=torch.float16)
+    x = images().half()
+    assert torch.equal(logits(loaded, x), logits(model, x))
+
+
 @pytest.mark.parametrize("chosen", ["eager", "sdpa"])
 @pytest.mark.parametrize("form", ["training", "auto", "simulation"])
 @pytest.mark.parametrize("family", ["deit", "swin"])
