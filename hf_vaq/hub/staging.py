@@ -52,8 +52,11 @@ class ModelSource:
         is_of_run = path.resolve().name in (output.PACKED, output.TRAINED) and (parent / output.RECIPE).is_file()
         return cls(path, parent if is_of_run else None)
 
-    def check_links(self) -> None:
-        """Refuse links out of the folder, or the run, among what may be published.
+    def check_links(self, *more: str) -> None:
+        """Refuse links out of the folder, or the run, among the model and the records of its run.
+
+        Args:
+            *more: names of what else is read in the run.
 
         Raises:
             HubError: naming the link and what it leads to.
@@ -61,7 +64,7 @@ class ModelSource:
         if self.run is None:
             check_links([self.model], self.model)
             return
-        names = (*layout.OWN_NAMES, layout.EVALUATION, output.TRAINED, RECORD_FOLDER)
+        names = (*layout.OWN_NAMES, layout.EVALUATION, *more)
         check_links([self.model, *(self.run / name for name in names)], self.run)
 
     @property
@@ -93,7 +96,7 @@ def stage_model(
         ValueError: the model cannot be published as it is; the message says what to do.
     """
     found = ModelSource.find(source)
-    found.check_links()
+    found.check_links(output.TRAINED, RECORD_FOLDER)
     quantization = read_quantization(found.model)
     if not (found.model / layout.IMAGE_PROCESSOR).is_file():
         raise ValueError(

@@ -61,8 +61,12 @@ def test_a_link_out_of_a_run_is_refused_with_its_name_and_what_it_leads_to(run_c
     refused = rf"'{place}' is a link to '{target}', outside of '{run_copy}'"
     with pytest.raises(HubError, match=refused):
         stage_model(run_copy, folder, CardOptions())
-    with pytest.raises(HubError, match=refused):
-        copy_records(ModelSource.find(run_copy), folder)
+    if place.relative_to(run_copy).parts[0] not in (
+        "oscillation",
+        "trained",
+    ):  # of which figures are made, and no copies
+        with pytest.raises(HubError, match=refused):
+            copy_records(ModelSource.find(run_copy), folder)
     assert list(folder.iterdir()) == []
 
 
