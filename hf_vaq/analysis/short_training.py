@@ -36,8 +36,8 @@ class TrainingBudget:
             raise ValueError(f"train_steps is {self.steps!r}; accepted: 0 (no training) and above.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size!r}; accepted: 1 and above.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate!r}; accepted: above 0.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate is {self.learning_rate!r}; accepted: a finite number above 0.")
 
 
 def train_setting(

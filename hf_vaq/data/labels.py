@@ -8,6 +8,9 @@ import numpy as np
 
 from .label_names import has_placeholders, match_names
 
+MOST_CLASSES = 1_000_000
+"""Of a new model; a column with higher numbers holds something else than classes."""
+
 
 def dataset_label_names(split: datasets.Dataset, label_column: str) -> list[str]:
     """Return the class names a new model gets: those of the data set, or "0".."n-1" where it has only integers.
@@ -22,6 +25,12 @@ def dataset_label_names(split: datasets.Dataset, label_column: str) -> list[str]
         return sorted(set(_column(split, label_column)))
     values = _integers(split, label_column)
     _check_range(values, None, label_column)
+    if values.max() >= MOST_CLASSES:
+        row = int(np.argmax(values))
+        raise ValueError(
+            f"label_column {label_column!r} holds {values[row]} in row {row}; accepted as the number of a class: 0 to "
+            f"{MOST_CLASSES - 1}, for a new model has all classes up to the highest."
+        )
     return [str(index) for index in range(int(values.max()) + 1)]
 
 
@@ -105,7 +114,11 @@ def _column(split: datasets.Dataset, label_column: str) -> list:
 
 def _integers(split: datasets.Dataset, label_column: str) -> np.ndarray:
     _check_integers(split.features[label_column], label_column)
-    return np.asarray(_column(split, label_column), dtype=np.int64)
+    values = _column(split, label_column)
+    try:
+        return np.asarray(values, dtype=np.int64)
+    except OverflowError as error:
+        raise ValueError(f"label_column {label_column!r} holds {max(values)}; accepted: below 2^63.") from error
 
 
 def _check_integers(feature: Any, label_column: str) -> None:

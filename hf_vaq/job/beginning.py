@@ -85,7 +85,7 @@ class Beginning:
             ValueError: they are others, or the folder cannot be used.
         """
         inputs: dict[str, Any] = {
-            "images in a step": images_in_a_step(self.training),
+            "images in a step (batch size x accumulation x processes)": images_in_a_step(self.training),
             "training images": describe_images(splits.train),
             "held-out images": describe_images(splits.held_out),
         }

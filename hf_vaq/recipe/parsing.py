@@ -75,10 +75,10 @@ class Recipe:
     def to_yaml(self) -> str:
         """Return the recipe as it was run: the values of the file and of the command line together.
 
-        What concerns only the folder of one run (to resume, to overwrite) is left out.
+        What concerns only the folder of one run (to resume, to overwrite) is left out, and so is the token of the Hub.
         """
-        only_once = ("resume_from_checkpoint", "overwrite_output_dir")
-        values = {name: value for name, value in self.values.items() if name not in only_once}
+        left_out = ("resume_from_checkpoint", "overwrite_output_dir", "hub_token")
+        values = {name: value for name, value in self.values.items() if name not in left_out}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

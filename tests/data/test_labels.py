@@ -1,5 +1,6 @@
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from hf_vaq.data import dataset_label_names, model_labels
@@ -83,3 +84,12 @@ def test_where_the_model_has_one_name_for_two_classes_the_position_decides():
         model_labels(split, "label", {0: "bus", 1: "crane", 2: "goose", 3: "crane"})
     with pytest.raises(ValueError, match="'crane'"):
         model_labels(split, "label", model | {4: "tree"})
+
+
+def test_numbers_that_are_no_classes_are_refused_before_a_name_is_made_for_each():
+    split = split_of([0, 4_000_000_000], datasets.Value("int64"))
+    with pytest.raises(ValueError, match="holds 4000000000 in row 1; accepted as the number of a class: 0 to 999999"):
+        dataset_label_names(split, "label")
+    huge = datasets.Dataset(pa.table({"label": np.array([0, 2**63], dtype=np.uint64)}))
+    with pytest.raises(ValueError, match=r"holds 9223372036854775808; accepted: below 2\^63"):
+        dataset_label_names(huge, "label")

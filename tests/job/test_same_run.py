@@ -70,7 +70,8 @@ def test_what_may_change_are_fields_and_never_those_of_model_data_or_quantizatio
 
 
 def test_a_secret_is_not_kept(tmp_path):
-    assert "hub_token" not in deciding_fields(load_recipe(write_recipe(tmp_path, hub_token="secret")))
+    recipe = load_recipe(write_recipe(tmp_path, hub_token="secret"))
+    assert "hub_token" not in deciding_fields(recipe) and "secret" not in recipe.to_yaml()
 
 
 def test_images_in_a_step_count_accumulation(tmp_path):
