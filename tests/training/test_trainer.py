@@ -391,7 +391,7 @@ def test_an_own_loss_function_takes_the_place_of_the_cross_entropy_with_labels(t
 def test_a_label_that_is_no_class_is_named_with_its_row(tmp_path, label):
     dataset = Images()
     dataset.labels[5] = label
-    for name, run in (("train", lambda t: t.train()), ("eval", lambda t: t.evaluate(dataset))):
+    for run in (lambda trainer: trainer.train(), lambda trainer: trainer.evaluate(dataset)):
         trainer = VaqTrainer(tiny_vit(), arguments(tmp_path), train_dataset=dataset)
         with pytest.raises(ValueError, match=rf"label {label} in row \d of the batch at step \d .*expected 0 to 2"):
             run(trainer)
