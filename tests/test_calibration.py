@@ -3,8 +3,10 @@ import torch
 from helpers import build, images
 
 import hf_vaq
-from hf_vaq import QuantConfig
-from hf_vaq.nn import activation_quantizers
+from hf_vaq import QuantConfig, calibrate, quantize
+from hf_vaq.nn import ActivationQuantizer, activation_quantizers
+from hf_vaq.nn.activation_statistics import ActivationStatistics
+from hf_vaq.numerics.groups import ScaleGroups
 
 
 def uncalibrated():
@@ -82,3 +84,31 @@ def test_models_without_activation_quantizers_are_refused():
         hf_vaq.calibrate(build(), [images()])
     with pytest.raises(ValueError, match="max_batches=0"):
         hf_vaq.calibrate(uncalibrated(), [images()], max_batches=0)
+
+
+@pytest.mark.parametrize("with_offset", [False, True])
+@pytest.mark.parametrize("value", [0.0, 1e-42, 1e-38, 0.7, -0.7, 1e30, -3e38])
+def test_constant_activations_give_positive_finite_scales(value, with_offset):
+    groups = ScaleGroups(2, -1)
+    for first in (value, 0.0):  # alone, and after a batch of zeros
+        quantizer = ActivationQuantizer(4, groups, signed=not with_offset, with_offset=with_offset)
+        statistics = ActivationStatistics(groups)
+        statistics.update(torch.full((3, 4), first))
+        statistics.update(torch.full((3, 4), value))
+        quantizer.calibrate_from(statistics)
+        assert (quantizer.scale() > 0).all() and quantizer.scale().isfinite().all()
+        assert torch.isfinite(quantizer(torch.full((3, 4), value))).all()
+        if abs(value) == 0.7 and (first or not with_offset) and (value > 0 or quantizer.signed or with_offset):
+            torch.testing.assert_close(quantizer(torch.full((3, 4), value)), torch.full((3, 4), value))
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "head"])
+def test_black_images_and_a_head_of_zeros_are_calibrated(granularity):
+    model = build("vit")
+    for layer in (model.vit.layers[0].attention.v_proj, model.vit.layers[0].attention.q_proj):
+        half = len(layer.weight) // 2
+        torch.nn.init.zeros_(layer.weight[:half]), torch.nn.init.zeros_(layer.bias[:half])
+    quantize(model, QuantConfig(weight_bits=4, activation_bits=4, activation_granularity=granularity))
+    calibrate(model, [torch.zeros_like(images())])
+    assert all((q.scale() > 0).all() and q.scale().isfinite().all() for _, q in activation_quantizers(model))
+    assert model.eval()(images()).logits.isfinite().all()

@@ -10,13 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from ..integration.quantizer import ATTENTION
 from ..nn import ActivationQuantizer, WeightQuantizer, activation_quantizers, weight_quantized_modules
 from ..nn.attention import QUANTIZED_TENSORS
 from ..numerics.groups import ScaleGroups
 
 # Where the heads lie in what a projection's quantizer sees: rows of q, k and v, columns of the output projection.
 WEIGHT_HEAD_DIMENSION = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
+WITHOUT_QUANTIZERS = f"{ATTENTION}_without_quantizers"
+"""PyTorch's attention, under a name that a model with quantizers takes."""
+AttentionInterface.register(WITHOUT_QUANTIZERS, sdpa_attention_forward)
 
 
 @dataclass(frozen=True, order=True)
@@ -143,7 +149,7 @@ class _Switch:
 
 def _with_sdpa(config: Any) -> Any:
     config = copy.copy(config)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = WITHOUT_QUANTIZERS
     return config
 
 

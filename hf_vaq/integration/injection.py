@@ -46,17 +46,18 @@ def inject(model: PreTrainedModel, plan: Plan, config: QuantConfig) -> None:
             quantized = _training_layer(layer, plan.weights.get(name), config)
         if name in plan.inputs:
             quantized.input_quantizer = _on_device_of(layer.weight, make, plan.inputs[name])
-        model.set_submodule(name, quantized)
+        # Whatever is put in takes the mode of what is there: in evaluation nothing may calibrate itself.
+        model.set_submodule(name, quantized.train(layer.training))
     for name, spec in plan.shared_inputs.items():
         module = model.get_submodule(name)
-        module.input_quantizer = _on_device_of(next(module.parameters()), make, spec)
+        module.input_quantizer = _on_device_of(next(module.parameters()), make, spec).train(module.training)
         module.register_forward_pre_hook(quantize_shared_input, with_kwargs=True)
     for name, specs in plan.attention.items():
         attention = model.get_submodule(name)
         device_like = next(attention.parameters())
         attention.attention_quantizers = nn.ModuleDict(
             {tensor: _on_device_of(device_like, make, spec) for tensor, spec in specs.items()}
-        )
+        ).train(attention.training)
         attention.register_forward_pre_hook(require_quantized_attention, with_kwargs=True)
     if not config.packed:
         _remember_sources(model, plan)
@@ -163,4 +164,4 @@ def _training_layer(layer: nn.Linear | nn.Conv2d, spec: WeightSpec | None, confi
         learned = config.weight_scale == "learned"
         with torch.device(layer.weight.device):
             quantized.weight_quantizer = WeightQuantizer(spec.bits, spec.groups, learned, config.scale_gradient)
-    return quantized.train(layer.training)
+    return quantized

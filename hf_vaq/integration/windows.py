@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn.fusion import is_untouched
-from ..nn.recomputed import LayerNorm, Source, may_recompute, note
+from ..nn.recomputed import LayerNorm, Source, may_recompute, note_source
 
 _WINDOWS = "_windows_from"
 """Attribute of an attention from the call of its layer to its own: the layer, its input and the size of the image."""
@@ -48,7 +48,14 @@ def remember_windows(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     """Forward pre-hook of a layer of Swin: what its attention will get are windows of its normalized input."""
     if torch.compiler.is_compiling():
         return
-    known = torch.is_grad_enabled() and len(args) >= 2 and is_untouched(layer.layernorm_before)
+    # Gradient checkpointing runs the layer twice and its hooks once; a hook after this one may change the input.
+    known = (
+        torch.is_grad_enabled()
+        and len(args) >= 2
+        and is_untouched(layer.layernorm_before)
+        and not getattr(layer, "gradient_checkpointing", False)
+        and next(reversed(layer._forward_pre_hooks.values())) is remember_windows
+    )
     setattr(layer.attention, _WINDOWS, (layer, *args[:2]) if known else None)
 
 
@@ -59,9 +66,11 @@ def note_windows(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     layer, hidden_states, (height, width) = getattr(attention, _WINDOWS)
     setattr(attention, _WINDOWS, None)
     norm, size = layer.layernorm_before, layer.window_size
+    if next(iter(attention._forward_pre_hooks.values())) is not note_windows:
+        return  # a hook before this one may have changed the windows
     windows = args[0] if args else kwargs["hidden_states"]
     padded = height % size or width % size
     if padded or not may_recompute(windows, hidden_states, norm.weight) or windows.numel() != hidden_states.numel():
         return
     order = _order_on(windows.device, height, width, size, layer.shift_size)
-    note(windows, Source(hidden_states, norm.weight, norm.bias, LayerNorm(norm.eps, order)))
+    note_source(windows, Source(hidden_states, norm.weight, norm.bias, LayerNorm(norm.eps, order)))

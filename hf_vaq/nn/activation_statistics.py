@@ -9,6 +9,8 @@ from ..numerics.groups import ScaleGroups
 from ..numerics.scale_init import LeastSquaresFit, least_squares_fit
 
 BINS = 1 << 13
+EXPONENTS = -100, 127
+"""Of the least and the greatest range, so that neither it nor the number of bins in 1 overflows, for zeros too."""
 
 
 class ActivationStatistics:
@@ -56,7 +58,7 @@ class ActivationStatistics:
         )
 
     def _make_room(self, largest: Tensor) -> None:
-        needed = torch.exp2(largest.clamp_min(torch.finfo(torch.float32).tiny).log2().ceil())
+        needed = torch.exp2(largest.log2().ceil().clamp(*EXPONENTS))
         if self.limit is None:
             self.limit = needed
             self.counts, self.sums = self.counts.to(needed.device), self.sums.to(needed.device)

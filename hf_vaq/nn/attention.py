@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,7 +107,10 @@ def _are_replaceable(quantizers: nn.ModuleDict) -> bool:
 
 def quantize_shared_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Forward pre-hook: quantize the hidden states once, for all the layers of `module` that read them."""
+    quantize = partial(quantize_for_layers, quantizer=module.input_quantizer)
+    if torch.compiler.is_compiling() and any(child._forward_pre_hooks for child in module.children()):
+        quantize = module.input_quantizer  # a hook might change what the others read, and no compiler can tell
     if args:
-        return (quantize_for_layers(args[0], module.input_quantizer), *args[1:]), kwargs
-    hidden_states = quantize_for_layers(kwargs["hidden_states"], module.input_quantizer)
+        return (quantize(args[0]), *args[1:]), kwargs
+    hidden_states = quantize(kwargs["hidden_states"])
     return args, {**kwargs, "hidden_states": hidden_states}

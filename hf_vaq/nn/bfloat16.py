@@ -25,6 +25,7 @@ from ..numerics.traced import traced_gelu_gradients, traced_probabilities, trace
 from .fused_attention import gradients_by_products
 from .fused_layers import Scaled
 from .fusion import is_traced
+from .notes import note, noted
 from .operators import as_projected, like_gradient, or_empty, quantizations_from
 
 CONVERTS = torch.cpu._is_avx512_bf16_supported()
@@ -52,12 +53,12 @@ def attention(
 
 def remember_terms(total: Tensor, product: Tensor, bias: Tensor) -> None:
     """Let a quantizer behind the GELU of a sum know what it is the sum of, so that the sum need not be written."""
-    setattr(total, _TERMS, (product, bias))
+    note(total, _TERMS, (product, bias), product, bias)
 
 
 def quantize_gelu(argument: Tensor, scaled: Scaled) -> Tensor:
     """Fake-quantized result of the exact GELU of `argument`; one scale."""
-    terms = getattr(argument, _TERMS, (argument, None))
+    terms = noted(argument, _TERMS) or (argument, None)
     return _QuantizeGelu.apply(
         *terms, scaled.log_scale, _float(scaled.scale), _float(scaled.offset), scaled.quantization
     )

@@ -29,6 +29,7 @@ from ..numerics.traced import traced_probabilities, traced_softmax_statistics
 from .fused_attention import gradients_by_products
 from .fused_layers import Scaled
 from .fusion import is_traced
+from .notes import note, noted
 from .operators import as_projected, like_gradient, or_empty, quantizations_from
 
 HAS_TILES = torch.cpu._is_amx_tile_supported()
@@ -44,12 +45,12 @@ def applies_to(x: Tensor) -> bool:
 
 def remember(quantized: Tensor, scaled: Scaled) -> None:
     """Let layers that read quantized values know by what they are quantized."""
-    setattr(quantized, _QUANTIZED_BY, scaled)
+    note(quantized, _QUANTIZED_BY, scaled)
 
 
 def quantizer_of(x: Tensor) -> Scaled | None:
     """By what `x` is quantized already, if that is known."""
-    return getattr(x, _QUANTIZED_BY, None)
+    return noted(x, _QUANTIZED_BY)
 
 
 def gelu(argument: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from . import bfloat16, coded, fused_layers, traced
 from .activation_quantizer import ActivationQuantizer
 from .fused_layers import Scaled
 from .fusion import is_traced, is_untouched, may_be_replaced, may_fuse
+from .notes import note, noted
 from .operations import Conv2d, autocast_dtype
 from .packed import PackedActivationQuantizer
 from .recomputed import traced_gelu_argument
@@ -33,7 +34,7 @@ def quantize_for_layers(x: Tensor, quantizer: ActivationQuantizer | PackedActiva
         return quantizer(x)
     # Under autocast every layer would convert the values by itself.
     quantized, origin = fused_layers.quantize_for_many(x, quantizer.scaled(), autocast_dtype(x))
-    setattr(quantized, ORIGIN, origin)
+    note(quantized, ORIGIN, origin)
     return quantized
 
 
@@ -74,7 +75,7 @@ class QuantizedOperands(nn.Module):
 
     def fused_operands(self, x: Tensor) -> dict[str, Any]:
         """The arguments that `fused_layers` takes beside the input."""
-        inputs: Any = getattr(x, ORIGIN, None) if self.input_quantizer is None else self.input_quantizer.scaled()
+        inputs: Any = noted(x, ORIGIN) if self.input_quantizer is None else self.input_quantizer.scaled()
         weights = self.weight_quantizer.scaled(self.weight)
         return {"weight": self.weight, "bias": self.bias, "inputs": inputs, "weights": weights}
 
@@ -98,7 +99,7 @@ class QuantLinear(QuantizedOperands, nn.Linear):
             return fused_layers.linear(x, **self.fused_operands(x))
         if not self.is_traced(x):
             return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
-        argument = traced_gelu_argument(x)
+        argument = None if self._forward_pre_hooks else traced_gelu_argument(x)
         if coded.applies_to(x) and (operands := self.coded_operands(x)) is not None:
             x = x if argument is None else coded.gelu(argument)
             return coded.linear(x, self.weight, self.bias, *operands, quantized=self.input_quantizer is None)

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..numerics.room import empty_with_room, has_room
+from .notes import note, noted
 
 _SOURCE = "_computed_from"
-"""Attribute of a tensor that quantized layers read: its `Source`, and the tensor's version when that was noted."""
+"""Attribute of a tensor that quantized layers read: its `Source`."""
 _TRACED_GELU = "_traced_gelu_of"
 """Attribute of a result of GELU while a model is being compiled: the argument."""
 
@@ -90,27 +91,27 @@ class Recomputed:
 
 def source_of(x: Tensor) -> Source | None:
     """What `x` is computed from, if a hook of this module noted it and `x` was not written to since."""
-    source, version = getattr(x, _SOURCE, (None, None))
-    return source if source is not None and x._version == version else None
+    return noted(x, _SOURCE)
 
 
 def remember_gelu(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
     """Forward hook of an exact GELU."""
     if torch.compiler.is_compiling():
-        setattr(output, _TRACED_GELU, args[0])
+        if not module._forward_pre_hooks and len(module._forward_hooks) == 1:
+            note(output, _TRACED_GELU, args[0], args[0])
     elif may_recompute(output, args[0]):
-        note(output, Source(args[0], None, None, Gelu()))
+        note_source(output, Source(args[0], None, None, Gelu()))
 
 
 def traced_gelu_argument(x: Tensor) -> Tensor | None:
     """What `x` is the exact GELU of, in a model that is being compiled; None if it is not known to be one."""
-    return getattr(x, _TRACED_GELU, None)
+    return noted(x, _TRACED_GELU)
 
 
 def remember_norm(module: nn.LayerNorm, args: tuple[Tensor, ...], output: Tensor) -> None:
     """Forward hook of a LayerNorm over the last dimension, with weight."""
     if may_recompute(output, args[0], module.weight):
-        note(output, Source(args[0], module.weight, module.bias, LayerNorm(module.eps)))
+        note_source(output, Source(args[0], module.weight, module.bias, LayerNorm(module.eps)))
 
 
 def may_recompute(output: Tensor, *inputs: Tensor) -> bool:
@@ -120,6 +121,6 @@ def may_recompute(output: Tensor, *inputs: Tensor) -> bool:
     return all(x.dtype is output.dtype for x in inputs)
 
 
-def note(x: Tensor, source: Source) -> None:
+def note_source(x: Tensor, source: Source) -> None:
     """Let quantized layers that read `x` know what it is computed from."""
-    setattr(x, _SOURCE, (source, x._version))
+    note(x, _SOURCE, source, source.argument)

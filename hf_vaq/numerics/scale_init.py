@@ -135,7 +135,7 @@ def least_squares_fit(
     seen = groups if weights is None else groups.where(weights > 0, groups.new_full((), torch.nan))
     low, high = _nan_min(seen), _nan_max(seen)
     start_offset = low if with_offset else None
-    full_range = (high - low if with_offset else torch.maximum(high, -low)) / qp
+    full_range = high / qp - low / qp if with_offset else torch.maximum(high, -low) / qp
     best: LeastSquaresFit | None = None
     for share in CLIPPING_LADDER:
         fit = alternating_least_squares(

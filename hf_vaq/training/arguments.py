@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
 
@@ -101,6 +101,7 @@ class VaqTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        _check_inherited(self)
         _check_number("distillation_temperature", self.distillation_temperature, "a positive number", lambda x: x > 0)
         _check_number("hard_label_weight", self.hard_label_weight, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         _check_number("bin_regularization", self.bin_regularization, "a number, 0 or more", lambda x: x >= 0)
@@ -141,6 +142,29 @@ class VaqTrainingArguments(TrainingArguments):
         if self.scale_learning_rate is not None:
             return self.scale_learning_rate
         return SCALE_LEARNING_RATE_FACTOR * self.learning_rate
+
+
+_AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+_BELOW_ONE = ("adam_beta1", "adam_beta2")
+_TO_ONE = ("label_smoothing_factor",)
+
+
+def _check_inherited(arguments: TrainingArguments) -> None:
+    """Refuse inherited numbers that are not finite, or negative where the default is not (`max_steps` is -1)."""
+    for field_ in fields(TrainingArguments):
+        name, value = field_.name, getattr(arguments, field_.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if name in _AT_LEAST_ONE:
+            _check_number(name, value, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
+        elif name in _BELOW_ONE:
+            _check_number(name, value, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+        elif name in _TO_ONE:
+            _check_number(name, value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        elif isinstance(field_.default, int | float) and field_.default < 0:
+            _check_number(name, value, "a finite number", lambda x: True)
+        else:
+            _check_number(name, value, "a number, 0 or more", lambda x: x >= 0)
 
 
 def _check_number(name: str, value: object, accepted: str, is_accepted) -> None:

@@ -12,15 +12,18 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..files import flush_folder, remove_folder, remove_leftovers, replace_folder, write_problem
 from ..processes import on_main_process
+from ..soft_labels.store import file_checksum
 
 MANIFEST_NAME = "checkpoint.json"
-"""File of a checkpoint that lists all its other files with their sizes in bytes."""
+"""File of a checkpoint that lists all its other files with their sizes in bytes and CRC-32."""
+_OPTIMIZERS = "optimizer", "global_step"
+"""How the names of an optimizer's file, of its folder where it is sharded, and of DeepSpeed's folder begin."""
 _LEFTOVERS = f".{PREFIX_CHECKPOINT_DIR}-*.partial-*"
 
 logger = logging.get_logger(__name__)
@@ -55,7 +58,11 @@ class CompleteCheckpoints(Trainer):
             if resume_from_checkpoint is True:
                 found = last_complete_checkpoint(self.args.output_dir)
                 if found is None:
-                    raise ValueError(f"output_dir {self.args.output_dir!r} holds no complete checkpoint to resume.")
+                    newest = _checkpoints(Path(self.args.output_dir))[-1:]
+                    why = "".join(f"; the newest, {path.name}: {missing_part(path)}" for path in newest)
+                    raise ValueError(
+                        f"output_dir {self.args.output_dir!r} holds no complete checkpoint to resume{why}."
+                    )
                 return found
             if not resume_from_checkpoint:
                 return None
@@ -134,25 +141,36 @@ def last_complete_checkpoint(run: str | os.PathLike) -> str | None:
 
 
 def missing_part(checkpoint: str | os.PathLike) -> str | None:
-    """What a checkpoint lacks, in words; None if it is complete.
+    """What a checkpoint lacks to be resumed, or which of its files is damaged, in words; None if it is complete.
 
-    A checkpoint that another Trainer wrote has no manifest; its state, which is written late, must be there.
+    Every file is read and compared with its checksum. A checkpoint that another Trainer wrote has no manifest; its
+    state, optimizer and schedule must be there.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
         return "there is no such folder"
     try:
-        files: dict[str, int] = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
+        files = {str(name): (int(file["size"]), int(file["crc32"])) for name, file in manifest.items()}
     except FileNotFoundError:
-        return None if (folder / TRAINER_STATE_NAME).is_file() else f"it has no {TRAINER_STATE_NAME}"
-    except (ValueError, KeyError, TypeError):
+        files = {}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST_NAME} cannot be read"
-    for name, size in files.items():
+    for name, (size, checksum) in files.items():
         path = folder / name
         if not path.is_file():
             return f"it lacks {name}"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, expected {size}"
+        if file_checksum(path) != checksum:
+            return f"{name} is damaged: its checksum is not the one in {MANIFEST_NAME}"
+    if not (folder / TRAINER_STATE_NAME).is_file():
+        return f"it has no {TRAINER_STATE_NAME}"
+    missing = [] if (folder / SCHEDULER_NAME).is_file() else [SCHEDULER_NAME]
+    if not any(path.name.startswith(_OPTIMIZERS) for path in folder.iterdir()):
+        missing = ["optimizer", *missing]
+    if missing:
+        return f"it has no {' and no '.join(missing)}: a run cannot go on from weights alone (save_only_model)"
     return None
 
 
@@ -177,7 +195,7 @@ def _finish(checkpoint: Path, state: Any, processes: int) -> None:
     # Again, now that it names the best checkpoint as it will be called.
     state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
     files = {
-        path.relative_to(checkpoint).as_posix(): path.stat().st_size
+        path.relative_to(checkpoint).as_posix(): {"size": path.stat().st_size, "crc32": file_checksum(path)}
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file()
     }

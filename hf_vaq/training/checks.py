@@ -98,3 +98,20 @@ def _check_labels(labels: Any, config: PretrainedConfig, name: str) -> None:
             f"{name}: label {labels.item()}: expected 0 to {config.num_labels - 1} (config.num_labels ="
             f" {config.num_labels})."
         )
+
+
+def check_label_range(labels: Tensor, num_labels: int, step: int) -> None:
+    """Refuse integer labels of a batch that are not classes, as of rows without a label (-1, -100).
+
+    Raises:
+        ValueError: naming the first one and its row.
+    """
+    if labels.is_floating_point():
+        return
+    bad = (labels < 0) | (labels >= num_labels)
+    if bad.any():
+        row = int(bad.flatten().nonzero()[0])
+        raise ValueError(
+            f"label {int(labels.flatten()[row])} in row {row} of the batch at step {step} ({int(bad.sum())} of its"
+            f" {labels.numel()} rows): expected 0 to {num_labels - 1} (config.num_labels = {num_labels})."
+        )

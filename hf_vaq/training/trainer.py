@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from ..nn.fusion import set_fusion
 from ..soft_labels.store import SoftLabelStore
 from .arguments import VaqTrainingArguments
 from .checkpoints import CompleteCheckpoints
+from .checks import check_label_range
 from .distillation import soft_cross_entropy
 from .drop_path import set_drop_path
 from .metrics import RunningMeans
@@ -81,7 +84,10 @@ class VaqTrainer(ReadsSeededBatches, KeepsModelsWhole, CompleteCheckpoints, Publ
             then a `datasets.Dataset` with the images that were labelled, not transformed, and `processing_class`
             says how crops become pixel values.
         num_crops: instead of `args.num_crops`.
-        **kwargs: as for `transformers.Trainer`; `compute_loss_func` is not accepted.
+        **kwargs: as for `transformers.Trainer`. `compute_loss_func(outputs, labels, num_items_in_batch=...)` takes the
+            place of the cross-entropy with the labels, in training (with a teacher as the part of `hard_label_weight`;
+            `label_smoothing_factor` is then its own affair) and in evaluation. It returns the mean of its batch, which
+            `num_items_in_batch=None` asks for.
 
     Raises:
         TypeError: if `args` are not `VaqTrainingArguments`.
@@ -109,8 +115,6 @@ class VaqTrainer(ReadsSeededBatches, KeepsModelsWhole, CompleteCheckpoints, Publ
     ):
         if not isinstance(args, VaqTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}: VaqTrainer expects VaqTrainingArguments.")
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func is not accepted: VaqTrainer computes the loss; subclass compute_loss.")
         if soft_labels is not None and teacher is not None:
             raise ValueError("teacher and soft_labels exclude each other: stored labels replace the teacher.")
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
@@ -139,6 +143,7 @@ class VaqTrainer(ReadsSeededBatches, KeepsModelsWhole, CompleteCheckpoints, Publ
             self.add_callback(self.recorder)
         self.add_callback(RunRecorder(self.teacher_name))
         self._means = RunningMeans()
+        self._parts: tuple[dict[str, Tensor], Tensor | None] = {}, None
         self._lambda = 0.0
         self._regularizer_is_due = False
 
@@ -206,21 +211,29 @@ class VaqTrainer(ReadsSeededBatches, KeepsModelsWhole, CompleteCheckpoints, Publ
     ) -> Tensor | tuple[Tensor, Any]:
         """Mean loss of a batch: the training loss in training mode, else the cross-entropy with the labels.
 
+        Neither holds the bin regularizer, which `training_step` adds: a subclass that overrides this keeps it. For
+        weights of classes `compute_loss_func` is enough.
+
         Raises:
-            NonFiniteError: in training mode, if the loss is NaN or infinite.
+            ValueError: if a label is not one of the model's, naming its row in the batch.
         """
         inputs = dict(inputs)
         labels, soft_labels = inputs.pop("labels", None), inputs.pop("soft_labels", None)
         outputs = model(**inputs)
         if model.training:
-            loss = self._training_loss(outputs.logits, labels, soft_labels, inputs)
+            loss = self._training_loss(outputs, labels, soft_labels, inputs)
         else:
-            loss = F.cross_entropy(outputs.logits.float(), labels)
+            loss = self._hard_label_loss(outputs, labels)
         return (loss, outputs) if return_outputs else loss
 
     def _training_loss(
-        self, logits: Tensor, labels: Tensor | None, soft_labels: Tensor | None, inputs: dict[str, Any]
+        self,
+        outputs: Any,
+        labels: Tensor | None,
+        soft_labels: Tensor | None,
+        inputs: dict[str, Any],
     ) -> Tensor:
+        logits = outputs.logits
         distils = self.teacher is not None or soft_labels is not None
         weight = self.args.hard_label_weight if distils else 1.0
         terms: dict[str, Tensor] = {}
@@ -235,14 +248,19 @@ class VaqTrainer(ReadsSeededBatches, KeepsModelsWhole, CompleteCheckpoints, Publ
             loss = F.cross_entropy(logits.float(), soft_labels)
             terms["distillation_loss"] = loss.detach()
         if weight > 0:
-            hard = F.cross_entropy(logits.float(), labels, label_smoothing=self.args.label_smoothing_factor)
+            hard = self._hard_label_loss(outputs, labels, self.args.label_smoothing_factor)
             terms["hard_label_loss"] = hard.detach()
             loss = loss + weight * hard
-        loss = loss + self._regularization(terms)
-        if not torch.isfinite(loss):
-            raise describe_non_finite_loss(self.model, inputs, terms, teacher_logits, self.state.global_step)
-        self._means.add(terms)
+        self._parts = terms, teacher_logits
         return loss
+
+    def _hard_label_loss(self, outputs: Any, labels: Tensor | None, smoothing: float = 0.0) -> Tensor:
+        if labels is not None:
+            check_label_range(labels, self.model.config.num_labels, self.state.global_step)
+        if self.compute_loss_func is not None:
+            # None asks for the mean of this batch, which training_step divides by the number of accumulated ones.
+            return self.compute_loss_func(outputs, labels, num_items_in_batch=None)
+        return F.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
 
     def _regularization(self, terms: dict[str, Tensor]) -> Tensor | float:
         progress = self.state.global_step / max(self.state.max_steps, 1)
@@ -267,9 +285,19 @@ class VaqTrainer(ReadsSeededBatches, KeepsModelsWhole, CompleteCheckpoints, Publ
     # During training
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """As in the base class; the regularizer joins after the backward pass where it can."""
+        """As in the base class, with the regularizer, which joins after the backward pass where it can.
+
+        Raises:
+            NonFiniteError: if the loss is NaN or infinite.
+        """
         self._regularizer_is_due = False
-        loss = super().training_step(model, *args, **kwargs)
+        # The base class goes from the loss to its gradients in one call: what every loss gets has to come between.
+        compute_loss = self.compute_loss
+        self.compute_loss = partial(self._regularized_loss, compute_loss)
+        try:
+            loss = super().training_step(model, *args, **kwargs)
+        finally:
+            self.compute_loss = compute_loss
         if self._regularizer_is_due:
             scaler = self.accelerator.scaler
             factor = self._lambda if scaler is None else self._lambda * scaler.get_scale()
@@ -277,6 +305,20 @@ class VaqTrainer(ReadsSeededBatches, KeepsModelsWhole, CompleteCheckpoints, Publ
             regularizer = add(self.model, factor)
             self._means.add({"bin_regularizer": regularizer})
             loss = loss + self._lambda * regularizer
+        return loss
+
+    def _regularized_loss(
+        self, compute_loss: Callable[..., Tensor], model: nn.Module, inputs: dict[str, Any], **kwargs: Any
+    ) -> Tensor:
+        """What `compute_loss` returns, plus the regularizer, checked and added to what is logged."""
+        self._parts = {}, None
+        loss = compute_loss(model, inputs, **kwargs)
+        (terms, teacher_logits), self._parts = self._parts, ({}, None)
+        loss = loss + self._regularization(terms)
+        if not torch.isfinite(loss):
+            images = {name: value for name, value in inputs.items() if name not in ("labels", "soft_labels")}
+            raise describe_non_finite_loss(self.model, images, terms, teacher_logits, self.state.global_step)
+        self._means.add(terms)
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:

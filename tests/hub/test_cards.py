@@ -160,13 +160,13 @@ def test_secrets_of_a_recipe_reach_no_card(tmp_path):
     write_full_folder(tmp_path)
     place = "s3://KEY:SECRET@bucket/photos"
     (tmp_path / "recipe.yaml").write_text(
-        json.dumps(RECIPE | {"dataset": place, "soft_labels": "file:///home/me/labels"})
+        json.dumps(RECIPE | {"dataset": place, "soft_labels": "file:///data/me/labels"})
     )
     (tmp_path / "results.json").write_text(json.dumps(RESULTS | {"dataset": place, "api_key": "SECRET"}))
     complete_model_folder(tmp_path)
     text = text_of(tmp_path)
     assert "s3://bucket/photos" in text and "stored soft labels, labels." in text
-    assert "SECRET" not in text and "KEY" not in text and "/home/me" not in text
+    assert "SECRET" not in text and "KEY" not in text and "/data/me" not in text
 
 
 def test_evaluations_of_several_packed_models_and_other_files_are_refused():

@@ -229,3 +229,23 @@ def test_a_traced_step_multiplies_the_same_operands_under_autocast():
         found.append((logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
     assert_same(*found, tolerance=0.1)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("family", ["swin", "vit"])
+def test_layers_checkpointed_by_transformers_have_the_same_gradients(family, use_reentrant):
+    model = quantized(family, shifted=family == "swin")
+    plain = results(model, False)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    assert_same(plain, results(model, True))
+
+
+def test_windows_that_a_hook_replaced_give_the_gradients_of_what_was_read():
+    outcomes = []
+    for fused in (False, True):
+        model = quantized("swin")
+        layer = model.swin.encoder.layers[0].blocks[0]
+        layer.register_forward_pre_hook(lambda layer, args: (args[0] * 1.5, *args[1:]))
+        layer.attention.register_forward_pre_hook(lambda layer, args: (args[0] * 0.7, *args[1:]), prepend=True)
+        outcomes.append(results(model, fused))
+    assert_same(*outcomes)

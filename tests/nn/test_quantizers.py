@@ -2,7 +2,9 @@ import math
 
 import pytest
 import torch
+from helpers import build, images
 
+from hf_vaq import QuantConfig, is_calibrated, quantize
 from hf_vaq.nn import ActivationQuantizer, QuantConv2d, QuantLinear, UncalibratedError, WeightQuantizer
 from hf_vaq.nn.activation_statistics import ActivationStatistics
 from hf_vaq.numerics.groups import ScaleGroups
@@ -131,3 +133,13 @@ def test_quantized_linear_and_convolution_compute_with_quantized_operands():
         layer.weight_quantizer.initialize(layer.weight)
         layer.input_quantizer = calibrated(x)
         assert torch.equal(layer(x), function(layer.weight_quantizer(layer.weight), layer.input_quantizer(x)))
+
+
+def test_quantizers_put_into_a_model_take_its_mode():
+    for training in (True, False):
+        model = build("vit").train(training)
+        quantize(model, QuantConfig(weight_bits=4, activation_bits=4))
+        assert {module.training for module in model.modules()} == {training}
+    with pytest.raises(UncalibratedError), torch.no_grad():
+        model(pixel_values=images())
+    assert not is_calibrated(model)

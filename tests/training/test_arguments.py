@@ -43,6 +43,34 @@ def test_bad_values_are_refused_by_name(tmp_path, field, value, accepted):
         arguments(tmp_path, **{field: value})
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "learning_rate",
+        "num_train_epochs",
+        "warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+        "adam_beta1",
+        "adam_epsilon",
+        "label_smoothing_factor",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "save_steps",
+    ],
+)
+def test_inherited_numbers_that_are_infinite_nan_or_negative_are_refused_by_name(tmp_path, field, value):
+    with pytest.raises(ValueError, match=f"{field}={value!r}: expected a "):
+        arguments(tmp_path, **{field: value})
+
+
+def test_no_batch_of_zero(tmp_path):
+    with pytest.raises(ValueError, match="per_device_train_batch_size=0: expected a whole number, 1 or more"):
+        arguments(tmp_path, per_device_train_batch_size=0)
+    arguments(tmp_path, max_steps=-1, num_train_epochs=0.5, learning_rate=0, adam_beta1=0, max_grad_norm=0)
+
+
 def test_limits_that_are_allowed_are_accepted(tmp_path):
     arguments(tmp_path, hard_label_weight=1, bin_regularization=0, bin_regularization_start=0, oscillation_momentum=1)
 

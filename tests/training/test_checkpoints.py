@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,11 @@ def test_a_checkpoint_gets_its_name_when_all_of_it_is_there(tmp_path, monkeypatc
 def test_the_manifest_lists_every_file(run):
     folder = run / "checkpoint-3"
     manifest = json.loads((folder / "checkpoint.json").read_text())
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    sizes = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "crc32": zlib.crc32(path.read_bytes())}
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     del sizes["checkpoint.json"]
     assert manifest == {"format_version": 1, "step": 3, "processes": 1, "files": sizes}
     needed = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
@@ -73,6 +78,24 @@ def test_a_damaged_checkpoint_is_passed_over(copy):
     assert last_complete_checkpoint(copy) is None
     assert last_complete_checkpoint(copy / "absent") is None
     assert missing_part(copy / "checkpoint-9") == "there is no such folder"
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "trainer_state.json", "scheduler.pt"])
+def test_one_flipped_bit_is_noticed_and_the_file_named(copy, name, caplog):
+    path = copy / "checkpoint-3" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 64
+    path.write_bytes(content)
+    assert missing_part(copy / "checkpoint-3") == f"{name} is damaged: its checksum is not the one in checkpoint.json"
+    assert last_complete_checkpoint(copy) == str(copy / "checkpoint-2")
+
+
+def test_weights_alone_are_not_resumed(tmp_path):
+    trainer(tmp_path, save_only_model=True, max_steps=1).train()
+    reason = r"it has no optimizer and no scheduler.pt: a run cannot go on from weights alone \(save_only_model\)"
+    for given in (True, str(tmp_path / "checkpoint-1")):
+        with pytest.raises(ValueError, match=reason):
+            trainer(tmp_path).train(resume_from_checkpoint=given)
 
 
 def test_a_checkpoint_of_another_trainer_counts_when_it_has_its_state(copy):

@@ -11,7 +11,7 @@ from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, Trai
 
 import hf_vaq
 from hf_vaq.nn import quantizer_parameter_names
-from hf_vaq.training import OSCILLATION_NAME, VaqTrainer, cosine_ramp, model_bin_regularizer, reading
+from hf_vaq.training import OSCILLATION_NAME, NonFiniteError, VaqTrainer, cosine_ramp, model_bin_regularizer, reading
 
 # Named gradient_checkpointing before transformers 5.23, and deprecated under that name since.
 CHECKPOINTING = next(
@@ -341,8 +341,60 @@ def test_a_model_made_by_a_function_is_trained(tmp_path):
 def test_arguments_of_another_kind_are_refused(tmp_path):
     with pytest.raises(TypeError, match="args is a TrainingArguments: VaqTrainer expects VaqTrainingArguments"):
         VaqTrainer(tiny_vit(), TrainingArguments(str(tmp_path), use_cpu=True), train_dataset=Images())
-    with pytest.raises(ValueError, match="compute_loss_func is not accepted"):
-        VaqTrainer(tiny_vit(), arguments(tmp_path), compute_loss_func=F.cross_entropy)
+
+
+class _OwnLoss(VaqTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(pixel_values=inputs["pixel_values"])
+        loss = F.cross_entropy(outputs.logits, inputs["labels"], weight=CLASS_WEIGHTS)
+        return (loss, outputs) if return_outputs else loss
+
+
+CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 3.0])
+
+
+def weighted(outputs, labels, num_items_in_batch=None):
+    assert num_items_in_batch is None
+    return F.cross_entropy(outputs.logits, labels, weight=CLASS_WEIGHTS)
+
+
+def test_an_own_loss_keeps_the_regularizer_its_log_and_its_checks(tmp_path):
+    settings = {"bin_regularization": 10.0, "bin_regularization_start": 0.0, "gradient_accumulation_steps": 2}
+    trained = []
+    for make, options in ((_OwnLoss, {}), (VaqTrainer, {"compute_loss_func": weighted})):
+        trainer = make(tiny_quantized_vit(), arguments(tmp_path, **settings), train_dataset=Images(), **options)
+        trainer.train()
+        for step, entry in enumerate(step_logs(trainer)):
+            assert entry["lambda"] == pytest.approx(cosine_ramp(step / 4, 10.0, 0.0))
+        assert entry["lambda"] * entry["bin_regularizer"] > 1e-3
+        trained.append(trainer.model.state_dict())
+    assert states_equal(*trained)
+    torch.nn.init.constant_(trainer.model.classifier.weight, float("inf"))
+    with pytest.raises(NonFiniteError):
+        _OwnLoss(trainer.model, arguments(tmp_path), train_dataset=Images()).train()
+
+
+def test_an_own_loss_function_takes_the_place_of_the_cross_entropy_with_labels(tmp_path):
+    model, inputs = tiny_vit(), batch()
+    teacher = tiny_vit(1)
+    given = {"args": arguments(tmp_path, hard_label_weight=0.3, label_smoothing_factor=0.1), "train_dataset": Images()}
+    trainer = VaqTrainer(model, teacher=teacher, compute_loss_func=weighted, **given)
+    logits = model.eval()(inputs["pixel_values"]).logits
+    hard = F.cross_entropy(logits, inputs["labels"], weight=CLASS_WEIGHTS)
+    soft = -(teacher.eval()(inputs["pixel_values"]).logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
+    assert trainer.compute_loss(model.eval(), inputs).item() == pytest.approx(hard.item(), rel=1e-5)
+    expected = 0.7 * soft + 0.3 * hard
+    assert trainer.compute_loss(model.train(), inputs).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("label", [-1, -100, 3])
+def test_a_label_that_is_no_class_is_named_with_its_row(tmp_path, label):
+    dataset = Images()
+    dataset.labels[5] = label
+    for run in (lambda trainer: trainer.train(), lambda trainer: trainer.evaluate(dataset)):
+        trainer = VaqTrainer(tiny_vit(), arguments(tmp_path), train_dataset=dataset)
+        with pytest.raises(ValueError, match=rf"label {label} in row \d of the batch at step \d .*expected 0 to 2"):
+            run(trainer)
 
 
 def test_a_teacher_with_other_labels_is_refused_before_training(tmp_path):
