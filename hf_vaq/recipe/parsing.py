@@ -165,7 +165,6 @@ def _converted(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _check(recipe: Recipe) -> None:
     """Check what concerns more than one section."""
-    _check_ranges(recipe.training)
     epochs = recipe.float_phase.float_num_train_epochs
     if recipe.model.model_config is not None and epochs <= 0:
         raise ValueError(
@@ -181,28 +180,6 @@ def _check(recipe: Recipe) -> None:
         _check_streaming(recipe)
     if recipe.labels.soft_labels is not None:
         _check_soft_labels(recipe)
-
-
-_AT_LEAST = {
-    1: ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-    0: ("seed", "data_seed", "num_train_epochs", "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm",
-        "adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "dataloader_num_workers"),
-}  # fmt: skip
-
-
-def _check_ranges(training: VaqTrainingArguments) -> None:
-    """Refuse numbers that transformers takes, and that fail when the training that they are for begins."""
-    for least, names in _AT_LEAST.items():
-        for name in names:
-            value = getattr(training, name)
-            if value < least:
-                raise ValueError(f"{name} is {value!r}; accepted: {least} or more.")
-    for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
-        if getattr(training, name) >= 1:
-            raise ValueError(f"{name} is {getattr(training, name)!r}; accepted: 0 to below 1.")
-    for name in ("seed", "data_seed"):
-        if getattr(training, name) >= 2**32:
-            raise ValueError(f"{name} is {getattr(training, name)!r}; accepted: 0 to 2^32 - 1.")
 
 
 def _check_streaming(recipe: Recipe) -> None:

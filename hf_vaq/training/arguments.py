@@ -145,8 +145,8 @@ class VaqTrainingArguments(TrainingArguments):
 
 
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-_BELOW_ONE = ("adam_beta1", "adam_beta2")
-_TO_ONE = ("label_smoothing_factor",)
+_BELOW_ONE = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
+_SEEDS = ("seed", "data_seed")
 
 
 def _check_inherited(arguments: TrainingArguments) -> None:
@@ -159,8 +159,8 @@ def _check_inherited(arguments: TrainingArguments) -> None:
             _check_number(name, value, "a whole number, 1 or more", lambda x: x >= 1 and x == int(x))
         elif name in _BELOW_ONE:
             _check_number(name, value, "a number from 0 to below 1", lambda x: 0 <= x < 1)
-        elif name in _TO_ONE:
-            _check_number(name, value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        elif name in _SEEDS:
+            _check_number(name, value, "a whole number from 0 to 2^32 - 1", lambda x: 0 <= x < 2**32 and x == int(x))
         elif isinstance(field_.default, int | float) and field_.default < 0:
             _check_number(name, value, "a finite number", lambda x: True)
         else:
