@@ -13,7 +13,8 @@ _SECRET = r"secret|passw|passphrase|credential|authorization|cookie|(?:api|acces
 _PRIVATE_FIELD = re.compile(rf"{_SECRET}|token$|^key$|connection[_-]?string", re.IGNORECASE)
 _OF_ONE_MACHINE = ("output_dir", "logging_dir", "run_name", "hub_model_id", "command")
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/]*@|[^\s/@]+:[^\s@]*@)")
-_SIGNED_QUERY = re.compile(rf"(?<=\S)\?\S*(?:{_SECRET}|token|signature|\bsig=)\S*", re.IGNORECASE)
+_SIGNED_QUERY = re.compile(rf"(?<=\S)[?#]\S*(?:{_SECRET}|token|signature|\bsig=)\S*", re.IGNORECASE)
+_ASSIGNED = re.compile(rf"(?i)\b([\w-]*(?:{_SECRET}|token)[\w-]*\s*[=:]\s*)[^\s,;&]+")
 _KEY = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[\w-]{20,})")
 REMOVED = "(removed)"
 
@@ -41,6 +42,7 @@ def _public_text(text: str) -> str:
         return PureWindowsPath(text).name
     if _is_path(text):
         return Path(text).name
+    text = _ASSIGNED.sub(rf"\1{REMOVED}", text)
     return _KEY.sub(REMOVED, _SIGNED_QUERY.sub("", _USER_INFO.sub("", text)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f", line {mark.line + 1}"
         raise ValueError(f"{where}{line} is not valid YAML: {error.problem or error.context}.") from error
+    except OverflowError as error:  # an escape of no character, such as "\\UFFFFFFFF"
+        raise ValueError(f"{where} is not valid YAML: {error}.") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(f"{where}, line {line} is not valid YAML: {error.reason}.") from error
@@ -88,9 +91,17 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, OverflowError) as error:
-            # Dates that the calendar does not have, numbers of thousands of digits.
+        except (ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:
+            # Dates that the calendar does not have, numbers of thousands of digits, tags that do not fit.
             raise _problem(f"the value {str(node.value)[:40]!r} cannot be read ({error})", node.start_mark) from error
+
+
+# YAML 1.1 wants a point and a sign of the exponent; people write 5e-4.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$|[-+]?\.\d+[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def _problem(problem: str, mark: Any) -> yaml.MarkedYAMLError:

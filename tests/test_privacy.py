@@ -15,6 +15,8 @@ from hf_vaq.privacy import public
         ("https://host/photos.zip?X-Amz-Signature=1f&x=2", "https://host/photos.zip"),
         ("https://host/photos.zip?sv=2024&sig=1f", "https://host/photos.zip"),
         ("https://host/photos.zip?api_key=1f", "https://host/photos.zip"),
+        ("https://host/photos#access_token=1f", "https://host/photos"),
+        ("decay=1,api_key=1f", "decay=1,api_key=(removed)"),
         ("file:///data/me/my%20photos", "my photos"),
         ("FILE:/data/me/photos/", "photos"),
         ("/data/me/photos/*.parquet", "*.parquet"),

@@ -11,6 +11,16 @@ def test_plain_yaml_is_what_it_says(tmp_path):
     assert parse_yaml("", "text") is None
 
 
+def test_numbers_are_read_as_people_write_them():
+    assert parse_yaml("[1e-6, 5e-4, -2E3, .5e+1, 1.5e2]", "mine") == [1e-6, 5e-4, -2000.0, 5.0, 150.0]
+    assert parse_yaml("[1e, e5, 1e-6x, 1-2]", "mine") == ["1e", "e5", "1e-6x", "1-2"]
+
+
+def test_an_escape_of_no_character_is_refused():
+    with pytest.raises(ValueError, match="mine is not valid YAML"):
+        parse_yaml('"\\UFFFFFFFF"', "mine")
+
+
 @pytest.mark.parametrize(
     ("text", "line", "problem"),
     [
@@ -23,6 +33,9 @@ def test_plain_yaml_is_what_it_says(tmp_path):
         ("a: 1\nb: 2001-13-45\n", 2, "the value '2001-13-45' cannot be read"),
         ("a: 1\nb: " + "7" * 5000 + "\n", 2, "cannot be read"),
         ("a: 1\n[1]: 2\n", 2, "."),
+        ("a: 1\nb: !!bool maybe\n", 2, "the value 'maybe' cannot be read"),
+        ("a: !!float ''\n", 1, "the value '' cannot be read"),
+        ("a: !!timestamp abc\n", 1, "the value 'abc' cannot be read"),
         ("a: !!python/name:os.system x\n", 1, "could not determine a constructor"),
         ("a: 1\nb: [1", 2, "expected"),
         ("a: 1\nb: \0\n", 2, "special characters"),

@@ -13,13 +13,15 @@ from ..soft_labels import SoftLabelStore
 from ..training import VaqTrainingArguments
 from ..training.checkpoints import missing_part
 from . import output
-from .checks import check_apart, check_teacher
+from .checks import check_apart, check_teacher, check_training
 from .data import Splits
 from .inputs import describe_images, describe_model, describe_store
 from .models import load_model
 from .publishing import check_publishing
 from .run_files import RunRecord
 from .same_run import check_same_inputs, check_same_recipe, deciding_fields, images_in_a_step
+
+FLOAT_MODEL = "full-precision model of the run"
 
 
 class Beginning:
@@ -50,6 +52,7 @@ class Beginning:
         Raises:
             ValueError: naming what cannot be used, and what can.
         """
+        check_training(self.training)
         check_publishing(self.training)
         overwrite, models = self.recipe.output.overwrite_output_dir, self.recipe.model
         found = output.check_output_folder(self.folder, resume=self.resume, overwrite=overwrite)
@@ -59,7 +62,13 @@ class Beginning:
             check_apart(self.folder, {**paths, "soft_labels": stored})
         if not self.resume:
             return []
-        resumed = self._run_of_the_checkpoint() or found
+        elsewhere = self._run_of_the_checkpoint()
+        if elsewhere is not None and found is not None and elsewhere.folder != self.folder.resolve():
+            raise ValueError(
+                f"resume_from_checkpoint is {self.training.resume_from_checkpoint!r}, and output_dir"
+                f" {str(self.folder)!r} holds another run. Choose another folder with --output_dir."
+            )
+        resumed = elsewhere or found
         if resumed is None:
             return [f"nothing to resume in {self.folder}: the run starts at its beginning"]
         if not output.has_trained(resumed):
@@ -95,6 +104,11 @@ class Beginning:
         if soft_labels is not None:
             inputs["soft_labels"] = describe_store(soft_labels)
         if self._resumed is not None:
+            trained = self._resumed.inputs.get(FLOAT_MODEL)
+            if trained is not None and (self.folder / output.FLOAT).is_dir():
+                inputs[FLOAT_MODEL] = describe_model(self.folder / output.FLOAT)
+            elif trained is not None:
+                inputs[FLOAT_MODEL] = trained  # another run's, whose checkpoint this one goes on from
             check_same_inputs(self._resumed, inputs)
         found = output.claim_output_folder(
             self.folder, resume=self.resume, overwrite=self.recipe.output.overwrite_output_dir
@@ -103,6 +117,11 @@ class Beginning:
         self.record = RunRecord(self.folder, deciding_fields(self.recipe), inputs, **files)
         self.record.write()
         output.write_text(self.folder / output.RECIPE, self.recipe.to_yaml())
+
+    def note_float_model(self) -> None:
+        """Note what the full-precision model is that this run trained: it is start and teacher of what follows."""
+        self.record.inputs[FLOAT_MODEL] = describe_model(self.folder / output.FLOAT)
+        self.record.write()
 
     def _run_of_the_checkpoint(self) -> RunRecord | None:
         """Return the record of the run whose checkpoint is named, if one is named."""

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageClassification, PretrainedConfig, PreTrainedModel, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 
 from ..config import QuantConfig
 from ..data.transforms import input_format
 from ..integration.plan import plan_quantization
+from ..training import VaqTrainer, VaqTrainingArguments
 from ..training.teacher import build_teacher, saved_processor
 from .models import load_model
 
@@ -48,6 +50,34 @@ def check_teacher(teacher: str | Path, config: PretrainedConfig, processor: Any)
             f"teacher is {str(teacher)!r}, which answers a black image with {logits.shape[-1]} logits "
             f"({int(logits.isfinite().sum())} of them finite); accepted: {config.num_labels} finite ones."
         )
+
+
+def check_training(training: VaqTrainingArguments) -> None:
+    """Make optimizer, schedule and loggers as training will, for one number.
+
+    Raises:
+        ValueError: one of them cannot be made; the message names the fields it is made from.
+    """
+
+    def schedule() -> None:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=training.learning_rate)
+        scheduler = get_scheduler(
+            training.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=training.lr_scheduler_kwargs
+        )
+        optimizer.step()
+        scheduler.step() if training.lr_scheduler_type != "reduce_lr_on_plateau" else None
+
+    made = {
+        "optim, optim_args": lambda: VaqTrainer.get_optimizer_cls_and_kwargs(training),
+        "lr_scheduler_type, lr_scheduler_kwargs": schedule,
+        "report_to": lambda: get_reporting_integration_callbacks(training.report_to),
+    }
+    for fields, make in made.items():
+        try:
+            make()
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, ImportError, RuntimeError) as error:
+            values = ", ".join(f"{name} {getattr(training, name)!r}" for name in fields.split(", "))
+            raise ValueError(f"training cannot begin with {values}: {error}") from error
 
 
 def check_apart(folder: Path, inputs: dict[str, str | None]) -> None:

@@ -12,8 +12,6 @@ from ..processes import on_main_process
 from ..recipe import Recipe
 from ..recipe.arguments import SELF_TEACHER
 from ..soft_labels import SoftLabelStore, label_dataset
-from ..soft_labels.images import EncodedImages
-from ..soft_labels.store import read_digests
 
 
 def label_recipe(recipe: Recipe, report: Callable[[str], None] = lambda message: None) -> SoftLabelStore:
@@ -59,8 +57,6 @@ def label_recipe(recipe: Recipe, report: Callable[[str], None] = lambda message:
         split_name=recipe.data.train_split,
         progress=not training.disable_tqdm,
     )
-    if not labels.label_streaming:
-        on_main_process(lambda: _check_images(store, EncodedImages(split, recipe.data.image_column)))
     if labels.label_hub_id is not None and state.is_main_process:
         report(f"uploading to {labels.label_hub_id}")
         store.push_to_hub(labels.label_hub_id, token=training.hub_token)
@@ -72,19 +68,6 @@ def _check_target(repo_id: str, token: str | None) -> None:
     from ..hub.publishing import DATASET, Target, check_target
 
     check_target(Target(repo_id, repo_type=DATASET, token=token))
-
-
-def _check_images(store: SoftLabelStore, images: EncodedImages) -> None:
-    """Compare number and some of the images with those of the store, which an earlier labelling may have finished."""
-    row, changed = 0, len(images) != store.metadata.num_images
-    for shard in () if changed else store.metadata.shards:
-        changed = changed or images[row].digest != read_digests(store.folder / shard.file)[0]
-        row += shard.images
-    if changed:
-        raise ValueError(
-            f"soft_labels {str(store.folder)!r} holds labels of {store.metadata.num_images} other images than the "
-            f"{len(images)} of this data set. Choose another folder."
-        )
 
 
 def _teacher(recipe: Recipe) -> str:

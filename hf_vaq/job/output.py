@@ -114,6 +114,8 @@ def has_trained(record: RunRecord) -> bool:
 def abandon(record: RunRecord) -> None:
     """Remove what a run has written that failed before it trained anything, so that nothing blocks the next one."""
     if not has_trained(record):
+        with contextlib.suppress(OSError):  # the trainer makes it before its first step
+            (record.folder / FLOAT_CHECKPOINTS).rmdir()
         remove_run(record)
 
 

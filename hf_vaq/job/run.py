@@ -174,6 +174,7 @@ class _Run:
         trainer = self._trainer(model, arguments, teacher=None)
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(arguments.output_dir) if self.resume else None)
         self._save(trainer.full_model(), folder)
+        on_main_process(self.beginning.note_float_model)
 
     def _train_quantized(self, start: str | Path) -> PreTrainedModel:
         """Quantize, calibrate, train and save the training form."""

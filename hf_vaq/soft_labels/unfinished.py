@@ -52,11 +52,12 @@ class UnfinishedStore:
             Whether the store is finished already.
 
         Raises:
-            ValueError: the folder holds something else, another labelling, or an unfinished one of other images; or
+            ValueError: the folder holds something else, another labelling, or one of other images; or
                 another process is labelling into it.
         """
         plan = self.folder / PLAN
         if self._is_finished():
+            self._check_finished(images)
             return True
         if plan.is_file():
             self._check_same(_read_plan(plan))
@@ -68,6 +69,7 @@ class UnfinishedStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         held.enter_context(sole_user(self.folder))
         if self._is_finished():  # by whoever held it
+            self._check_finished(images)
             return True
         remove_leftovers(self.folder)
         if plan.is_file():
@@ -188,14 +190,26 @@ class UnfinishedStore:
                 "repeat the labelling with the same settings."
             )
 
+    def _check_finished(self, images: EncodedImages) -> None:
+        """Compare number and some of the images with those of a store that is finished; a stream is not read."""
+        if images.streams:
+            return
+        labelled = StoreMetadata.read(self.folder).num_images
+        if labelled != len(images):
+            raise ValueError(
+                f"soft_labels {str(self.folder)!r} holds a finished labelling of {labelled} images, not of these"
+                f" {len(images)}. Choose another folder."
+            )
+        self._check_images(images)
+
     def _check_images(self, images: EncodedImages) -> None:
-        """Compare the first image of every shard that an earlier run finished with the image that is there now."""
+        """Compare the first image of every shard that is written with the image that is there now."""
         for number in self.shards():
             row = number * self.settings.images_per_shard
             labelled = read_digests(self.folder / shard_file(number))[0]
             if row >= len(images) or images[row].digest != labelled:
                 raise ValueError(
-                    f"soft_labels {str(self.folder)!r} holds an unfinished labelling of other images: row {row} is "
+                    f"soft_labels {str(self.folder)!r} holds a labelling of other images: row {row} is "
                     "not the image that was labelled. Choose another folder."
                 )
 

@@ -24,6 +24,7 @@ from hf_vaq.job.output import claim_output_folder
 from hf_vaq.job.run import _Run
 from hf_vaq.job.run_files import RunRecord, foreign_files
 from hf_vaq.nn import PackedLinear, QuantLinear
+from hf_vaq.training import last_complete_checkpoint
 
 
 def test_the_main_job_writes_its_results(tiny_run):
@@ -257,6 +258,33 @@ def test_a_run_is_not_resumed_with_another_recipe_and_stays_as_it_is(tiny_run, t
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_whose_full_precision_model_was_replaced_is_not_resumed(tiny_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(tiny_run.folder, out)
+    weights = load_file(out / "float" / "model.safetensors")
+    save_file({name: x + 1e-3 for name, x in weights.items()}, out / "float" / "model.safetensors", {"format": "pt"})
+    message = refused(capsys, tiny_run.recipe, "--output_dir", out, "--resume_from_checkpoint", "true", "--seed", "3")
+    assert "full-precision model of the run: hash" in message
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed_into_a_folder_that_holds_one(tiny_run, tmp_path, capsys):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(tiny_run.folder, here)
+    shutil.copytree(tiny_run.folder, there)
+    checkpoint = last_complete_checkpoint(there)
+    message = refused(capsys, tiny_run.recipe, "--output_dir", here, "--resume_from_checkpoint", checkpoint)
+    assert "holds another run" in message
+
+
+def test_what_fails_in_the_first_step_leaves_nothing_that_blocks_the_corrected_run(tmp_path, capsys, monkeypatch):
+    def fail(*arguments, **keywords):
+        raise ValueError("no such luck")
+
+    monkeypatch.setattr("hf_vaq.training.VaqTrainer.training_step", fail)
+    assert "no such luck" in refused(capsys, write_recipe(tmp_path), "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_finished_run_is_replaced_with_all_that_it_wrote_and_nothing_else(tiny_run, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(tiny_run.folder, out)
@@ -292,6 +320,11 @@ def test_a_finished_run_is_replaced_with_all_that_it_wrote_and_nothing_else(tiny
             "the configuration of type 'vit' makes no model (KeyError: 'nope')",
         ),
         ({"image_std": [0.5, 0.0, 0.5]}, "image_std is"),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"foo": 1}},
+            "training cannot begin with lr_scheduler_type <SchedulerType.COSINE",
+        ),
+        ({"report_to": "nonsense"}, "training cannot begin with report_to ['nonsense']"),
     ],
 )
 def test_models_are_checked_before_the_full_precision_phase(tmp_path, capsys, monkeypatch, values, message):

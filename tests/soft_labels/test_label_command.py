@@ -180,5 +180,5 @@ def test_a_finished_store_of_other_images_is_not_taken_for_these(recipe, monkeyp
     images = load_dataset("digits")["train"]
     monkeypatch.setattr("hf_vaq.job.label._split", lambda recipe: images.select(range(1, 41)))
     assert main(["label", str(recipe)]) == 1
-    assert "holds labels of 40 other images than the 40 of this data set" in capsys.readouterr().err
+    assert "holds a labelling of other images: row 0" in capsys.readouterr().err
     assert files_of(recipe.parent / "labels") == before

@@ -232,8 +232,16 @@ def test_a_folder_with_another_labelling_is_refused(tmp_path, fields, message, i
 def test_an_interrupted_labelling_of_other_images_is_not_continued(tmp_path):
     run_and_kill(tmp_path / "store", 14)
     assert (tmp_path / "store" / "data" / "labels-00000.arrow").exists()
-    with pytest.raises(ValueError, match="unfinished labelling of other images: row 0"):
+    with pytest.raises(ValueError, match="labelling of other images: row 0"):
         store_of(photographs(seed=1), tmp_path / "store")
+
+
+def test_a_finished_store_is_not_taken_for_one_of_other_images(tmp_path):
+    store_of(photographs(), tmp_path / "store")
+    with pytest.raises(ValueError, match="labelling of other images: row 0"):
+        store_of(photographs(seed=1), tmp_path / "store")
+    with pytest.raises(ValueError, match="a finished labelling of"):
+        store_of(photographs().select(range(3)), tmp_path / "store")
 
 
 def test_a_folder_with_something_else_is_refused_and_kept(tmp_path):
