@@ -36,6 +36,15 @@ class Calls:
             self._condition.notify_all()
 
     @contextmanager
+    def one(self) -> Iterator[None]:
+        """A call, from beginning to end."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    @contextmanager
     def paused(self) -> Iterator[None]:
         """Let no other thread begin a call, and wait for those that have begun one."""
         with self._condition:

@@ -10,28 +10,32 @@ from typing import Any
 
 import torch
 from torch._dynamo import config as dynamo
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._inductor import config as inductor
 from transformers import PreTrainedModel
 
 from . import gemm
+from .calls import Calls
 from .derived import Sources
-from .execution import prepare
+from .execution import check_pixel_values, marked, pixel_values_of, prepare
 
-_TRACING = threading.RLock()
+_CALLS = Calls()
+"""Calls of all compiled models: models of a class share the code whose compiled forms the compiler looks up."""
 
 
 class CompiledModel:
     """A compiled packed model: called like the model, in inference mode; other attributes are the model's own.
 
-    Threads may call it side by side; while one of them compiles, those with other shapes wait.
+    Threads may call it side by side; while one of them compiles, the others wait.
     """
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
         # The model does not change any more, so nothing of it has to be checked at each call: that took a millisecond.
         options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-        self._compiled = torch.compile(model, fullgraph=True, dynamic=False, options=options)
-        self._seen: set[tuple[torch.Size, ...]] = set()
+        # Its hooks are called here: each would be a graph of its own.
+        self._compiled = torch.compile(model.forward, fullgraph=True, dynamic=False, options=options)
+        self._seen: set[tuple[int, tuple[torch.Size, ...]]] = set()  # threads, and shapes they called with
         self._sources = Sources([model])
 
     @torch.inference_mode()
@@ -46,15 +50,29 @@ class CompiledModel:
                 f"this {type(self.model).__name__} was changed after compile_model, which took its weights for"
                 " constants: compile it anew."
             )
+        check_pixel_values(self.model, args, kwargs)
         shapes = tuple(x.shape for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
-        if shapes in self._seen:
-            return self._compiled(*args, **kwargs)
-        with _TRACING:
-            self.model(*args, **kwargs)  # prepares what depends on the size of the image
-            with _constant_weights():
-                output = self._compiled(*args, **kwargs)
-            self._seen.add(shapes)
-        return output
+        # The compiler compiles anew, too, where a thread differs from the one it traced in (its number of threads).
+        known = threading.get_ident(), shapes
+        output = self._call(args, kwargs) if known in self._seen else None
+        if output is None:
+            with _CALLS.paused():
+                self.model(*args, **kwargs)  # prepares what depends on the size of the image
+                with _constant_weights():
+                    output = self._compiled(*args, **kwargs)
+                self._seen.add(known)
+        pixels = pixel_values_of(args, kwargs)
+        # The sum is NaN if a pixel is; waiting for it costs nothing on a CPU.
+        unmarked = pixels is None or (pixels.device.type == "cpu" and not pixels.sum().isnan())
+        return output if unmarked else marked(output, pixels)
+
+    def _call(self, args: tuple, kwargs: dict[str, Any]) -> Any | None:
+        """What the compiled model returns; None if the compiler, seeing another state of the process, would not."""
+        try:
+            with _CALLS.one():
+                return self._compiled(*args, **kwargs)
+        except FailOnRecompileLimitHit:
+            return None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["model"], name)

@@ -129,8 +129,8 @@ def check_pixel_values(model: PreTrainedModel, args: tuple, kwargs: dict[str, An
     Raises:
         ValueError: naming what is wrong, and what is accepted.
     """
-    pixels = kwargs.get("pixel_values", args[0] if args else None)
-    if not isinstance(pixels, torch.Tensor):
+    pixels = pixel_values_of(args, kwargs)
+    if pixels is None:
         return  # transformers says what is missing
     if not pixels.is_floating_point():
         raise ValueError(
@@ -149,17 +149,28 @@ def mark_images_with_nan(model: PreTrainedModel, args: tuple, kwargs: dict[str, 
 
     There is no code for NaN. On a CPU the engines see it in time; compilers and other devices cannot wait for that.
     """
-    pixels = kwargs.get("pixel_values", args[0] if args else None)
-    if not isinstance(pixels, torch.Tensor) or torch.compiler.is_exporting():
+    pixels = pixel_values_of(args, kwargs)
+    if pixels is None or torch.compiler.is_exporting():
         return None
     if pixels.device.type == "cpu" and not torch.compiler.is_compiling():
         return None
+    return marked(output, pixels)
+
+
+def marked(output: Any, pixels: torch.Tensor) -> Any:
+    """`output` of a model with NaN in the place of all numbers of images, (batch, ...), that hold NaN."""
 
     def mark(numbers: Any) -> Any:
         batched = isinstance(numbers, torch.Tensor) and numbers.dim() > 0 and len(numbers) == len(pixels)
         return mark_nan(numbers, pixels) if batched and numbers.is_floating_point() else numbers
 
     return tree_map(mark, output)
+
+
+def pixel_values_of(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """The pixels among the arguments of a model; None if there are none."""
+    pixels = kwargs.get("pixel_values", args[0] if args else None)
+    return pixels if isinstance(pixels, torch.Tensor) else None
 
 
 def _add_engines(model: nn.Module, backend: str | None, required: bool) -> None:
